@@ -1,0 +1,40 @@
+"""Small types that several folders share."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Any, TypeAlias
+
+Json: TypeAlias = Any
+"""What `json.loads` can return: None, bool, int, float, str, list and dict with string keys."""
+
+FORMAT_VERSION = 1
+"""Version of the layout on the store; a reader refuses a larger one."""
+
+
+class Reason(StrEnum):
+    """Why a checkpoint was saved."""
+
+    INTERVAL = "interval"
+    USER = "user"
+    FINAL = "final"
+    EMERGENCY = "emergency"
+
+    @property
+    def strength(self) -> int:
+        """Rank among the reasons: the strongest of a checkpoint's manifests is its commit's (rule 3)."""
+        return list(Reason).index(self)
+
+
+class Guarantee(IntEnum):
+    """What a resume promises; a larger value promises more."""
+
+    APPROXIMATE = 0
+    NO_REPEAT_NO_SKIP = 1
+    SAME_ORDER = 2
+    BIT_EXACT = 3
+
+    @property
+    def label(self) -> str:
+        """The name that people read, e.g. `bit-exact`."""
+        return self.name.lower().replace("_", "-")

@@ -1,0 +1,187 @@
+"""Messages between trainer and agent, and how they travel.
+
+A message is a 4-byte little-endian length and a msgpack body (a tagged record below); file descriptors travel as
+ancillary data of the first byte. Both sides check that the peer is of the same user.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from outlast._types import Json, Reason
+from outlast.checkpoint.manifest import ProcessId, TensorRecord
+
+PROTOCOL = 1
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Base of all messages; carries nothing."""
+
+
+class Rejoin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trainer whose agent died tells the new one: the attempt goes on."""
+
+    run_id: str
+    attempt: int
+    nonce: str
+
+
+class Hello(Message, frozen=True):
+    """Trainer's first message: who it is and which run it wants."""
+
+    protocol: int
+    trainer: ProcessId
+    rank: int
+    world_size: int
+    global_batch: int | None
+    url: str
+    resume: Literal["auto", "must", "never"]
+    take_over: bool
+    launch_id: str
+    job_id: str | None
+    interval_s: float | None
+    """Seconds between interval saves; None when they are counted in steps."""
+    interval_steps: int | None
+    settings: dict[str, Json]
+    rejoin: Rejoin | None
+
+
+class Offer(Message, frozen=True):
+    """Agent: what a resume would start from; None: a fresh start. `notes` are lines for the user."""
+
+    url: str
+    run_id: str
+    checkpoint: str | None
+    step: int
+    finished: bool
+    tree: Json
+    position: Json
+    settings: dict[str, Json]
+    """Those of the attempt that wrote the checkpoint."""
+    tensors: tuple[TensorRecord, ...]
+    notes: tuple[str, ...]
+
+
+class Want(msgspec.Struct, frozen=True, array_like=True):
+    """Fill `arena[at : at + nbytes]` with a box of a tensor of the offer."""
+
+    tensor: str
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    at: int
+    nbytes: int
+
+
+class Accept(Message, frozen=True):
+    """Trainer: the offer fits; claim the attempt and read these boxes. Carries the arena's descriptor if any."""
+
+    wants: tuple[Want, ...]
+
+
+class Welcome(Message, frozen=True):
+    """Agent: the attempt is claimed and, on a resume, every byte is in the arena and checked.
+
+    Carries the descriptor of the control page.
+    """
+
+    attempt: int
+    nonce: str
+    run_id: str
+
+
+class Refuse(Message, frozen=True):
+    """Agent: it cannot go on. `error` is the name of a class of `_errors.py`."""
+
+    error: str
+    message: str
+
+
+class ArenaMessage(Message, frozen=True, tag="Arena"):
+    """Trainer: here is arena `index` (its descriptor travels along); replaces an earlier one of that index."""
+
+    index: int
+
+
+class Placed(msgspec.Struct, frozen=True, array_like=True):
+    """Where a box of a tensor lies in the arena."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    device: str
+    offset: tuple[int, ...]
+    slice_shape: tuple[int, ...]
+    at: int
+    nbytes: int
+
+
+class Snapshot(Message, frozen=True):
+    """Trainer: arena `index` holds a complete snapshot.
+
+    `hold`: keep it in memory, and make it durable only when the trainer goes, a notice comes or a save is asked.
+    """
+
+    number: int
+    index: int
+    step: int
+    repeat: int
+    reason: Reason
+    pinned: bool
+    finished: bool
+    hold: bool
+    tree: Json
+    position: Json
+    settings: dict[str, Json]
+    tensors: tuple[Placed, ...]
+
+
+class Persist(Message, frozen=True):
+    """Trainer: make the held snapshot `number` durable now."""
+
+    number: int
+    reason: Reason
+
+
+class Saved(Message, frozen=True):
+    """Agent: snapshot `number` is done with and its arena is free. `checkpoint` is None when it was not saved."""
+
+    number: int
+    checkpoint: str | None
+    error: str | None
+
+
+class Events(Message, frozen=True):
+    """Trainer: records for the run's events (metrics, resumes, warnings), in order."""
+
+    records: tuple[dict[str, Json], ...]
+
+
+class NoticeHeard(Message, frozen=True):
+    """Trainer: a signal reached this process (and perhaps not the agent)."""
+
+    source: str
+    grace_s: float
+
+
+class Bye(Message, frozen=True):
+    """Trainer: the script has ended; finish what is complete. The agent closes the link when it has."""
+
+    outcome: Literal["finished", "preempted", "interrupted", "superseded", "error"]
+
+
+AnyMessage = (
+    Hello
+    | Offer
+    | Accept
+    | Welcome
+    | Refuse
+    | ArenaMessage
+    | Snapshot
+    | Persist
+    | Saved
+    | Events
+    | NoticeHeard
+    | Bye
+)

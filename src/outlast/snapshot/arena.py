@@ -1,0 +1,77 @@
+"""Arenas: anonymous memory files that trainer and agent share.
+
+The trainer creates one, passes its descriptor over the socket, and both map it. Nothing has a name in a
+filesystem, so nothing is left when everything is killed; the memory goes with the last process that maps it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+PAGE_BYTES = mmap.PAGESIZE
+ALIGN_BYTES = 64
+"""Small tensors start at a cache line; those of a page or more start at a page, for direct I/O."""
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+"""A descriptor that cannot be resized: neither side can make the other fault on a page that is gone."""
+
+
+class Arena:
+    """One mapped memory file.
+
+    Attributes:
+        fd: its descriptor, to be passed on; owned by this object.
+        size_bytes: its size, a multiple of the page size.
+        view: its bytes, writable.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.size_bytes = os.fstat(fd).st_size
+        self._map = mmap.mmap(fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.view = memoryview(self._map)
+
+    @classmethod
+    def create(cls, size_bytes: int) -> Arena:
+        """Create an arena of at least `size_bytes`; its pages are touched by `populate`."""
+        fd = os.memfd_create("outlast-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, max(page_ceil(size_bytes), PAGE_BYTES))
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            return cls(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def populate(self) -> None:
+        """Touch every page, so that the first copy is not slow. Runs without the interpreter lock.
+
+        Raises:
+            OSError: ENOMEM or ENOSPC, where memory is short.
+        """
+        os.posix_fallocate(self.fd, 0, self.size_bytes)
+
+    def close(self) -> None:
+        """Unmap and close. A view that is still held elsewhere keeps the mapping until it goes."""
+        if self.fd < 0:
+            return
+        self.view.release()
+        try:
+            self._map.close()
+        except BufferError:
+            pass  # a tensor still looks into it; the mapping goes with the last view
+        os.close(self.fd)
+        self.fd = -1
+
+
+def page_ceil(nbytes: int) -> int:
+    """Round up to a whole page."""
+    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
+
+
+def place(offset: int, nbytes: int) -> int:
+    """Where in an arena a tensor of `nbytes` goes that may not start before `offset`."""
+    align = PAGE_BYTES if nbytes >= PAGE_BYTES else ALIGN_BYTES
+    return -(-offset // align) * align

@@ -1,0 +1,60 @@
+"""The contract of a store: immutable objects under one run's URL.
+
+Keys are relative to the run, with `/` between parts (`checkpoints/.../commit.json`). Once `put`, `create` or
+`write` has returned, the object is durable, whole and visible to every reader. A crash inside one of them leaves
+nothing under the key, or (`write` only) bytes that nothing refers to.
+
+Every method raises `StoreUnavailable`, `StoreDenied`, `StoreFull`, `ObjectMissing` or `ObjectDamaged` and nothing
+else; each message names the store and the key. Transient faults are retried inside, with a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing: its key and its size in bytes."""
+
+    key: str
+    size_bytes: int
+
+
+class Store(Protocol):
+    """One run's objects. Implementations are thread-safe."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, without credentials: `file:///...` or `s3://bucket/prefix`."""
+
+    @property
+    def is_local_disk(self) -> bool:
+        """Whether this is a disk of this machine, so that it does not outlive it (shared filesystems do)."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put `data` only if `key` does not exist; False if it does.
+
+        On a store that ignores create-if-absent (found by a probe, once per store) this is check, put and read
+        back: two claimants at the same instant may then both get True, and must be told apart by what they wrote.
+        """
+
+    def put(self, key: str, data: bytes) -> None:
+        """Put a small object whole. Putting the same bytes under the same key again is harmless."""
+
+    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+        """Write one large object: the parts, in order, without joining them in memory."""
+
+    def get(self, key: str) -> bytes:
+        """Return a whole small object."""
+
+    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Fill `target` from `offset` of the object; `ObjectDamaged` if the object is too short."""
+
+    def list(self, prefix: str = "") -> Iterable[ObjectInfo]:
+        """List every object whose key starts with `prefix` (a whole part or ending in `/`), sorted by key."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; one that is already gone is no error."""
