@@ -1,0 +1,40 @@
+# Everything a fresh machine needs: python3 (3.11 or newer, with venv) and make.
+#
+#   make drill    train the bundled example, interrupt it again and again, prove that nothing was lost
+#   make test     all tests
+#   make check    lint, types and all tests
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c \
+  'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: drill test lint types check
+.DELETE_ON_ERROR:
+
+drill: $(READY)
+	$(BIN)/outlast drill
+
+# Two processes: the tests start servers and trainers of their own, and hold times on a two-core machine.
+test: $(READY)
+	$(BIN)/pytest -n 2 --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)
+	$(BIN)/mypy
+
+check: lint types test
+
+# torch first and alone: so pip takes a CPU build that an index or --find-links of this machine offers.
+$(READY): pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "Outlast needs Python 3.11 or newer; python3 here is:" \
+	  "$$(python3 --version 2>&1 || echo missing). Install one, or say which: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet 'torch==2.13.0'
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
