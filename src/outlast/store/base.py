@@ -34,6 +34,10 @@ class Store(Protocol):
     def is_local_disk(self) -> bool:
         """Whether this is a disk of this machine, so that it does not outlive it (shared filesystems do)."""
 
+    @property
+    def honours_create(self) -> bool:
+        """Whether `create` is exclusive here; probed at the first question, once."""
+
     def create(self, key: str, data: bytes) -> bool:
         """Put `data` only if `key` does not exist; False if it does.
 
