@@ -1,0 +1,239 @@
+"""What options, environment and command line say: where a run lives, whether it resumes, how often it saves.
+
+Pure functions: the environment and the command line are arguments. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, TypeAlias, cast, get_args
+
+from outlast._errors import ConfigError, NotYetAvailable
+
+ResumeMode: TypeAlias = Literal["auto", "must", "never"]
+
+DEFAULT_ROOT = "outlast-runs"
+DEFAULT_INTERVAL_S = 300.0
+"""Until an interval is computed from the cost of a save and the rate of interruptions: 5 minutes."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|seconds?|m|min|minutes?|h|hours?)?\s*")
+_STEPS = re.compile(r"\s*(\d+)\s*steps?\s*")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+Duration: TypeAlias = float | timedelta | str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run lives.
+
+    Attributes:
+        url: the run's place, as `store.open_store` takes it.
+        name: the last part, for people.
+        note: a line to say once if the store turns out to be a disk of this machine; None where the place was chosen.
+    """
+
+    url: str
+    name: str
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often to save: every so many seconds, or every so many steps. The other one is None."""
+
+    seconds: float | None
+    steps: int | None
+
+
+def resolve_place(name_or_url: str | None, env: Mapping[str, str], argv: Sequence[str], cwd: Path) -> Place:
+    """Find the run's place.
+
+    A URL, or a path that shows by its start that it is one (`/`, `./`, `../`, `~/`), is the place. A name is a folder
+    under the root `$OUTLAST_STORE` (default `./outlast-runs`). Without either, `$OUTLAST_RUN` is taken as one, else
+    the script's name and 6 hex digits of its arguments, so that the members of a sweep get a place each; a task of a
+    Slurm array has the arguments of its siblings, so its id is appended.
+
+    Raises:
+        ConfigError: the name holds what a name may not, or there is no script to name the run after.
+    """
+    if name_or_url is None:
+        name_or_url = env.get("OUTLAST_RUN") or _script_name(argv)
+        task = env.get("SLURM_ARRAY_TASK_ID")
+        if task and not _is_place(name_or_url):
+            name_or_url = f"{name_or_url}-{task}"
+    if _is_place(name_or_url):
+        url = _as_url(name_or_url, cwd).rstrip("/")
+        return Place(url, url.rsplit("/", 1)[-1], None)
+    name = _checked_name(name_or_url)
+    root = env.get("OUTLAST_STORE")
+    url = f"{_as_url(root or DEFAULT_ROOT, cwd).rstrip('/')}/{name}"
+    note = (
+        None
+        if root
+        else f"saving to {cwd / DEFAULT_ROOT / name}: this disk does not outlive the machine. "
+        "Set OUTLAST_STORE to a bucket (s3://...) or a shared folder."
+    )
+    return Place(url, name, note)
+
+
+def numbered(place: Place, number: int) -> Place:
+    """The place of the `number`-th run of a name: the name itself, then `<name>-2`, `<name>-3` (`resume="never"`)."""
+    if number == 1:
+        return place
+    return replace(place, url=f"{place.url}-{number}", name=f"{place.name}-{number}")
+
+
+def resume_mode(option: str, env: Mapping[str, str]) -> ResumeMode:
+    """How to start: `$OUTLAST_RESUME` overrides the script's option.
+
+    Raises:
+        ConfigError: it is none of auto, must and never.
+    """
+    value = env.get("OUTLAST_RESUME") or option
+    if value not in get_args(ResumeMode):
+        source = "OUTLAST_RESUME" if env.get("OUTLAST_RESUME") else "resume"
+        msg = f'{source} is {value!r}; expected "auto", "must" (nothing there is an error) or "never" (a new run)'
+        raise ConfigError(msg)
+    return cast("ResumeMode", value)
+
+
+def save_every(option: Duration, env: Mapping[str, str]) -> Every:
+    """How often to save: `$OUTLAST_SAVE_EVERY` overrides the script's option.
+
+    Raises:
+        ConfigError: see `parse_every`.
+    """
+    override = env.get("OUTLAST_SAVE_EVERY")
+    return parse_every(override, "OUTLAST_SAVE_EVERY") if override else parse_every(option, "save_every")
+
+
+def parse_every(value: Duration, what: str = "save_every") -> Every:
+    """Read "auto", seconds, a `timedelta`, or a string such as "30s", "5m", "1h" or "25 steps".
+
+    Raises:
+        ConfigError: it is none of those, or not above zero.
+    """
+    if value == "auto":
+        return Every(DEFAULT_INTERVAL_S, None)
+    if isinstance(value, str) and (match := _STEPS.fullmatch(value)) and int(match.group(1)) > 0:
+        return Every(None, int(match.group(1)))
+    seconds = _seconds(value)
+    if seconds is None or not 0 < seconds < math.inf:
+        msg = f'{what} is {value!r}; expected seconds above 0, a timedelta, "auto", or a text like "5m" or "25 steps"'
+        raise ConfigError(msg)
+    return Every(seconds, None)
+
+
+def parse_duration_s(value: Duration, what: str) -> float:
+    """Read a duration in seconds: a number, a `timedelta`, or a string such as "90", "30s", "5m" or "1h".
+
+    Raises:
+        ConfigError: it is none of those, or negative.
+    """
+    seconds = _seconds(value)
+    if seconds is None or not 0 <= seconds < math.inf:
+        msg = f'{what} is {value!r}; expected seconds, or a text like "30s", "5m" or "1h"'
+        raise ConfigError(msg)
+    return seconds
+
+
+UNAVAILABLE = {
+    "max_lost_work": (
+        "bounds the work that an interruption can cost",
+        "save_every bounds it: 5 minutes by default",
+    ),
+    "keep_last": ("keeps only the newest checkpoints", "every checkpoint is kept"),
+    "keep_every": ("keeps one checkpoint per span", "every checkpoint is kept"),
+    "keep_best": (
+        "keeps the best checkpoint by a metric",
+        "every checkpoint is kept; run.save(pin=True) marks one",
+    ),
+    "host_memory": ("caps the memory of snapshots", "a snapshot takes as much as the state, at most twice"),
+    "verify_snapshots": (
+        "checks each snapshot against the live state",
+        "the state is copied at the safe point",
+    ),
+    "snapshot": ("chooses how the copy is overlapped", "the state is copied at the safe point"),
+    "on_store_loss": (
+        "chooses what a lost store means for training",
+        "training goes on, warns, and catches up",
+    ),
+    "allow_local_store": (
+        "refuses a disk that does not outlive the machine",
+        "such a disk is used, and said",
+    ),
+}
+"""Options of `Run` that belong to later work: what each will do, and what holds today."""
+
+RESERVED = frozenset({"name_or_url", "resume", "save_every", "seed", *UNAVAILABLE})
+"""Every option name of `Run`: no state can take one."""
+
+
+def reject_unavailable(**options: object) -> None:
+    """Refuse options that are reserved for later work, unless they are None.
+
+    Raises:
+        NotYetAvailable: names each, what it will do and what holds today.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        lines = [
+            f"{name}: it will be there later ({UNAVAILABLE[name][0]}); today {UNAVAILABLE[name][1]}"
+            for name in given
+        ]
+        msg = "not available yet, leave it out:\n" + "\n".join(lines)
+        raise NotYetAvailable(msg)
+
+
+def _is_place(text: str) -> bool:
+    return "://" in text or text.startswith(("/", "./", "../", "~/"))
+
+
+def _as_url(text: str, cwd: Path) -> str:
+    if "://" in text:
+        return text
+    return Path(os.path.normpath(cwd / Path(text).expanduser())).as_uri()
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        msg = (
+            f"{name!r} is no name for a run: expected up to 200 letters, digits, '.', '_' and '-', starting with a "
+            "letter or digit. A path starts with / or ./, a URL with s3:// or file://"
+        )
+        raise ConfigError(msg)
+    return name
+
+
+def _script_name(argv: Sequence[str]) -> str:
+    script = Path(argv[0]) if argv and argv[0] not in {"", "-c", "-"} else None
+    if script is None or script.stem == "ipykernel_launcher":
+        msg = "there is no script to name the run after: give a name, outlast.Run('my-run', ...), or set OUTLAST_RUN"
+        raise ConfigError(msg)
+    stem = script.parent.name if script.stem == "__main__" else script.stem
+    # torch.distributed.launch hands each rank its own number: no part of what tells runs apart.
+    arguments = [a for a in argv[1:] if not a.startswith(("--local-rank=", "--local_rank="))]
+    digits = hashlib.sha256("\0".join(arguments).encode(errors="surrogateescape")).hexdigest()[:6]
+    clean = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:150]
+    return f"{clean or 'run'}-{digits}"
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value)
+        if match is None:
+            return None
+        unit = match.group(2) or "s"
+        return float(match.group(1)) * _UNIT_S["ms" if unit == "ms" else unit[0]]
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,119 @@
+"""Merges the sources: what changed, what stands, and which notice is the most urgent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from outlast.notice.base import Notice, NoticeSource
+from outlast.notice.file import FileSource
+from outlast.notice.signals import KINDS, SignalSource, grace_s
+from outlast.policy.restart import StandingNotice, settled
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one poll found.
+
+    Attributes:
+        new: notices that were not known before.
+        moved: known ones whose deadline changed.
+        cancelled: known ones that do not hold any more.
+        warnings: lines for the user.
+    """
+
+    new: tuple[Notice, ...] = ()
+    moved: tuple[Notice, ...] = ()
+    cancelled: tuple[Notice, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.moved or self.cancelled or self.warnings)
+
+
+class Watch:
+    """All sources of this machine, polled together; remembers what they said until `forget_settled`.
+
+    A notice that was cancelled takes only itself back: another source's stands.
+    """
+
+    def __init__(self, sources: Sequence[NoticeSource]) -> None:
+        self._sources = tuple(sources)
+        self._notices: dict[str, Notice] = {}
+
+    @property
+    def filenos(self) -> tuple[int, ...]:
+        """Descriptors that become readable when a poll is worth it; also poll every 0.2 s."""
+        return tuple(fd for fd in (source.fileno() for source in self._sources) if fd is not None)
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """Every notice heard, in its latest state, cancelled ones too."""
+        return tuple(self._notices.values())
+
+    def standing(self, now_s: float) -> Notice | None:
+        """The notice that leaves the least time; None if none holds, or the machine outlived each."""
+        holding = (n for n in self._notices.values() if not settled(_for_policy(n, now_s)))
+        return min(holding, key=_urgency, default=None)
+
+    def for_policy(self, now_s: float) -> tuple[StandingNotice, ...]:
+        """What `policy.restart.decide` wants to know of the notices."""
+        return tuple(_for_policy(notice, now_s) for notice in self._notices.values())
+
+    def forget_settled(self, now_s: float) -> None:
+        """Forget what was cancelled or outlived: called before a relaunch, which starts with a clean slate."""
+        self._notices = {
+            key: notice for key, notice in self._notices.items() if not settled(_for_policy(notice, now_s))
+        }
+
+    def poll(self, now_s: float | None = None) -> Changes:
+        """Ask every source; `now_s` is `time.monotonic()`, read here if not given."""
+        now_s = time.monotonic() if now_s is None else now_s
+        now_utc = datetime.now(UTC)
+        new: list[Notice] = []
+        moved: list[Notice] = []
+        cancelled: list[Notice] = []
+        warnings: list[str] = []
+        for source in self._sources:
+            polled = source.poll(now_s, now_utc)
+            warnings += polled.warnings
+            for notice in polled.notices:
+                known = self._notices.get(notice.id)
+                if notice == known or (notice.cancelled and known is None):
+                    continue
+                self._notices[notice.id] = notice
+                (cancelled if notice.cancelled else new if known is None else moved).append(notice)
+        return Changes(tuple(new), tuple(moved), tuple(cancelled), tuple(warnings))
+
+    def close(self) -> None:
+        """Close every source."""
+        for source in self._sources:
+            source.close()
+
+
+def watch_machine(env: Mapping[str, str]) -> Watch:
+    """Watch everything that this machine's environment offers: SIGTERM, SIGUSR2 and `$OUTLAST_NOTICE_FILE`.
+
+    Called in the main thread.
+
+    Raises:
+        ConfigError: `$OUTLAST_GRACE_S` is no number of seconds.
+    """
+    grace = grace_s(env)
+    sources: list[NoticeSource] = []
+    if env.get("OUTLAST_NOTICE_FILE"):
+        sources.append(FileSource(Path(env["OUTLAST_NOTICE_FILE"]), grace))
+    sources.append(SignalSource(tuple(KINDS), grace))
+    return Watch(sources)
+
+
+def _for_policy(notice: Notice, now_s: float) -> StandingNotice:
+    past_s = None if notice.deadline_s is None else now_s - notice.deadline_s
+    return StandingNotice(notice.kind, notice.cancelled, past_s)
+
+
+def _urgency(notice: Notice) -> float:
+    return float("inf") if notice.deadline_s is None else notice.deadline_s
