@@ -1,0 +1,59 @@
+"""`outlast run`: the agent of this machine, and the supervisor of a training script."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from outlast._config import ResumeMode, parse_duration_s
+from outlast._errors import ConfigError
+from outlast.policy.restart import MAX_RESTARTS, STORE_WAIT_S
+
+app = App(name="run")
+
+
+@app.default
+def run(
+    *command: Annotated[str, Parameter(show=False)],
+    store: str | None = None,
+    max_restarts: int = MAX_RESTARTS,
+    resume: ResumeMode | None = None,
+    take_over: Annotated[bool, Parameter(negative="")] = False,
+    store_wait: str = f"{STORE_WAIT_S:.0f}s",
+) -> None:
+    """Run a training script, save it, and start it again when it fails or its machine was spared.
+
+    The script uses outlast.Run; everything after -- is its command line. Ends with 0 when the training is done,
+    75 when it was preempted and the same command has to be started again (here or elsewhere), 76 when a newer
+    attempt has taken over, 74 when the store is out of reach, 78 when the configuration is wrong, 130 after Ctrl-C.
+
+    Example: outlast run --store s3://bucket/runs -- python train.py --lr 3e-4
+
+    Args:
+        command: The command to run, after --.
+        store: Root of the runs: a bucket or a folder. Overrides $OUTLAST_STORE.
+        max_restarts: How often a script that fails by itself is started again.
+        resume: Overrides the script: auto, must (nothing there is an error) or never (a new run).
+        take_over: Supersede an attempt of this run that is still alive elsewhere.
+        store_wait: How long to wait for a store that is out of reach: seconds, or a text like 90s or 1h.
+    """
+    if not command:
+        msg = "no command given; expected it after --, such as: outlast run -- python train.py"
+        raise ConfigError(msg)
+    if max_restarts < 0:
+        msg = f"--max-restarts is {max_restarts}; expected 0 or more"
+        raise ConfigError(msg)
+    store_wait_s = parse_duration_s(store_wait, "--store-wait")
+    from outlast.agent.supervise import supervise
+
+    code = supervise(
+        list(command),
+        store=store,
+        max_restarts=max_restarts,
+        resume=resume,
+        take_over=take_over,
+        store_wait_s=store_wait_s,
+    )
+    sys.exit(code)
