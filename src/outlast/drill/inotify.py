@@ -1,0 +1,68 @@
+"""Wait for files to appear under a folder (Linux inotify), within microseconds."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import struct
+import time
+from pathlib import Path
+
+_IN_CREATE = 0x00000100
+_IN_MOVED_TO = 0x00000080
+_IN_ISDIR = 0x40000000
+_EVENT = struct.Struct("iIII")
+"""wd, mask, cookie, length of the name that follows (inotify(7))."""
+
+
+class NewFiles:
+    """The files that appear under `folder`, at any depth, after this object was made.
+
+    A folder made at the same instant as its first file can hide that file: `wait` looks into new folders.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1")
+        self._folders: dict[int, Path] = {}
+        for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+            self._watch(path)
+
+    def wait(self, timeout_s: float) -> Path | None:
+        """Return the first new file, or None if there is none within `timeout_s`."""
+        end = time.monotonic() + timeout_s
+        while (left := end - time.monotonic()) > 0:
+            if not select.select([self._fd], [], [], left)[0]:
+                return None
+            data = os.read(self._fd, 65536)
+            at = 0
+            while at < len(data):
+                wd, mask, _, length = _EVENT.unpack_from(data, at)
+                name = data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0").decode()
+                at += _EVENT.size + length
+                path = self._folders[wd] / name
+                if not mask & _IN_ISDIR:
+                    return path
+                self._watch(path)
+                if inside := next((p for p in path.rglob("*") if p.is_file()), None):
+                    return inside
+        return None
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self._fd)
+
+    def __enter__(self) -> NewFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _watch(self, path: Path) -> None:
+        wd = self._libc.inotify_add_watch(self._fd, os.fsencode(path), _IN_CREATE | _IN_MOVED_TO)
+        if wd < 0:
+            raise OSError(ctypes.get_errno(), "inotify_add_watch", str(path))
+        self._folders[wd] = path
