@@ -218,18 +218,18 @@ def unseal(data: bytes, kind: type[Record], key: str) -> Record:
         msg = f"{key}: its digest does not fit its {len(data)} bytes: the object is cut or was changed"
         raise ObjectDamaged(msg)
     body = data[:sealed] + b"}"
-    version = msgspec.json.decode(body, type=_Versioned).format
-    if version > FORMAT_VERSION:
-        msg = (
-            f"{key} has format version {version}; this Outlast reads up to {FORMAT_VERSION}. "
-            "Install the Outlast that wrote it, or a newer one."
-        )
-        raise FormatTooNew(msg)
     try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
+        version = msgspec.json.decode(body, type=_Versioned).format
+        if version <= FORMAT_VERSION:
+            return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         msg = f"{key}: not a {kind.__name__}: {error}"
         raise ObjectDamaged(msg) from error
+    msg = (
+        f"{key} has format version {version}; this Outlast reads up to {FORMAT_VERSION}. "
+        "Install the Outlast that wrote it, or a newer one."
+    )
+    raise FormatTooNew(msg)
 
 
 class _Versioned(msgspec.Struct):

@@ -1,0 +1,210 @@
+"""Events: the run's ledger and its metrics, in immutable parts `events/<attempt>-<nonce>-<rank>/000017.jsonl`.
+
+A part is JSON lines, one record each; its last line is `{"digest": "xxh3-128:..."}` over the bytes before it. Every
+record has `kind`, `utc`, `attempt` and `step`:
+
+    attempt   claimed               resume   checkpoint, guarantee, why      save      checkpoint, reason, bytes, seconds
+    notice    source, deadline_utc  warning  cause, message                  metrics   values: {name: number}
+    end       outcome               alive    agent: ProcessId
+
+Floats that JSON does not know are written as `{"$float": "nan"}`, so that a loss of NaN reads back as one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from outlast._errors import ObjectDamaged, ObjectMissing
+from outlast._types import Json
+from outlast.checkpoint.manifest import DIGEST_ALGORITHM, digest, events_folder
+from outlast.store.base import Store
+
+Report = Callable[[str], None]
+
+_PART = re.compile(r"\Aevents/(\d{5,})-([0-9a-z]{4})-(\d{5,})/(\d{6,})\.jsonl\Z")
+_DIGEST_LINE = re.compile(rb'\{"digest":"xxh3-128:([0-9a-f]{32})"\}\n\Z')
+_DIGEST_LINE_BYTES = 56
+_FLOAT = "$float"
+_ENVELOPE = ("kind", "utc", "attempt", "step")
+_STARTS = ("attempt", "resume")
+
+
+class EventLog:
+    """Where one agent writes the events of one rank in one attempt. Thread-safe; `add` never waits for the store."""
+
+    def __init__(self, store: Store, attempt: int, nonce: str, rank: int) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._folder = events_folder(attempt, nonce, rank)
+        self._lines: list[bytes] = []
+        self._lines_lock = threading.Lock()
+        self._flush_lock = threading.Lock()
+        self._part: bytes | None = None
+        self._number: int | None = None
+        self._last: str | None = None
+
+    def add(self, record: dict[str, Json]) -> None:
+        """Keep a record for the next part; `attempt` is filled in. It is encoded now, so it may change afterwards.
+
+        Raises:
+            TypeError: it holds something that is not JSON.
+        """
+        line = msgspec.json.encode(_plain({**record, "attempt": self._attempt})) + b"\n"
+        with self._lines_lock:
+            self._lines.append(line)
+
+    def flush(self) -> str | None:
+        """Put what was added since the last flush as a new part, durable once this returns.
+
+        After a `StoreError` nothing is lost: the same part is put again by the next flush, under the same name, so
+        that a put that did arrive is not doubled.
+
+        Returns:
+            The key of the last part of this rank and attempt, whoever put it; None if there is none.
+        """
+        with self._flush_lock:
+            if self._number is None:
+                self._last, self._number = self._find_last()
+            while self._part is not None or self._lines:
+                self._put_part()
+            return self._last
+
+    def _put_part(self) -> None:
+        if self._part is None:
+            with self._lines_lock:
+                body, self._lines = b"".join(self._lines), []
+            self._part = body + f'{{"digest":"{DIGEST_ALGORITHM}:{digest(body)}"}}\n'.encode()
+        number = self._number or 0
+        key = f"{self._folder}/{number:06d}.jsonl"
+        is_ours = self._store.create(key, self._part) or self._store.get(key) == self._part
+        self._number = number + 1
+        if is_ours:
+            self._last, self._part = key, None
+
+    def _find_last(self) -> tuple[str | None, int]:
+        """The part that an earlier agent of this attempt put last, and the number after it."""
+        keys = [info.key for info in self._store.list(f"{self._folder}/")]
+        numbers = {int(match.group(4)): key for key in keys if (match := _PART.match(key))}
+        if not numbers:
+            return None, 0
+        return numbers[max(numbers)], max(numbers) + 1
+
+
+def read_parts(
+    store: Store, attempt: int | None = None, report: Report | None = None
+) -> Iterator[dict[str, Json]]:
+    """Yield the records of all parts, or of one attempt's, in the order of (attempt, rank, part).
+
+    A damaged part is passed over; `report` is told a line about it.
+    """
+    found: list[tuple[int, str, int, int, str]] = []
+    for info in store.list("events/"):
+        match = _PART.match(info.key)
+        if match is not None and attempt in (None, int(match.group(1))):
+            number, nonce, rank, part = match.groups()
+            found.append((int(number), nonce, int(rank), int(part), info.key))
+    for *_, key in sorted(found):
+        try:
+            yield from _read_part(store, key)
+        except (ObjectMissing, ObjectDamaged) as error:
+            if report is not None:
+                report(str(error))
+
+
+def check_part(store: Store, key: str) -> list[str]:
+    """Return what is wrong with one part, [] if nothing: its key comes from a manifest."""
+    if _PART.match(key) is None:
+        return [f"{key!r} is no key of an events part"]
+    try:
+        _read_part(store, key)
+    except (ObjectMissing, ObjectDamaged) as error:
+        return [str(error)]
+    return []
+
+
+def metrics(store: Store, report: Report | None = None) -> list[dict[str, Json]]:
+    """Return the metrics as the run kept them, in the order of steps: what a later attempt undid is left out (rule 12).
+
+    A newer attempt that starts from step S undoes all that older ones logged after S. At S itself both may have
+    logged (training before the save, validation after the resume), and the newer one's value of a name counts.
+    """
+    records = list(read_parts(store, report=report))
+    logged = [r for r in records if r.get("kind") == "metrics" and _is_placed(r)]
+    starts: dict[int, int] = {}
+    for record in [r for r in records if r.get("kind") in _STARTS and _is_placed(r)] + logged:
+        starts.setdefault(record["attempt"], record["step"])
+    names_at_start = {
+        number: {name for r in logged if (r["attempt"], r["step"]) == (number, start) for name in _values(r)}
+        for number, start in starts.items()
+    }
+    kept = []
+    for record in logged:
+        newer = [number for number in starts if number > record["attempt"]]
+        if any(record["step"] > starts[number] for number in newer):
+            continue
+        gone = {
+            name for number in newer if starts[number] == record["step"] for name in names_at_start[number]
+        }
+        values = {name: value for name, value in _values(record).items() if name not in gone}
+        if values:
+            kept.append({**{k: record[k] for k in _ENVELOPE if k in record}, "values": values})
+    return sorted(kept, key=lambda record: (record["step"], record["attempt"]))
+
+
+def _read_part(store: Store, key: str) -> list[dict[str, Json]]:
+    """Read a part; the second read decides whether it is damaged."""
+    try:
+        return _decode(store.get(key), key)
+    except ObjectDamaged:
+        return _decode(store.get(key), key)
+
+
+def _decode(data: bytes, key: str) -> list[dict[str, Json]]:
+    match = _DIGEST_LINE.search(data[-_DIGEST_LINE_BYTES:])
+    body = data[: len(data) - _DIGEST_LINE_BYTES]
+    if match is None or digest(body) != match.group(1).decode():
+        msg = f"{key}: its digest does not fit its {len(data)} bytes: the part is cut or was changed"
+        raise ObjectDamaged(msg)
+    try:
+        records = [_exact(msgspec.json.decode(line)) for line in body.splitlines()]
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        msg = f"{key}: a line is not JSON: {error}"
+        raise ObjectDamaged(msg) from error
+    return [record for record in records if isinstance(record, dict)]
+
+
+def _is_placed(record: dict[str, Json]) -> bool:
+    return isinstance(record.get("attempt"), int) and isinstance(record.get("step"), int)
+
+
+def _values(record: dict[str, Json]) -> dict[str, Json]:
+    values = record.get("values")
+    return values if isinstance(values, dict) else {k: v for k, v in record.items() if k not in _ENVELOPE}
+
+
+def _plain(value: Any) -> Json:
+    """Return the value with floats that JSON does not know in writing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: str(value)}
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _exact(value: Json) -> Any:
+    """Undo `_plain`."""
+    if isinstance(value, dict):
+        if value.keys() == {_FLOAT}:
+            return float(value[_FLOAT])
+        return {name: _exact(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_exact(item) for item in value]
+    return value
