@@ -78,7 +78,7 @@ class FileSource:
         if self._standing is None:
             self._count += 1
         notice = Notice(
-            id=f"file-{self._count}",
+            id=f"file-{self._path}-{self._count}",
             source=f"file {self._path}",
             kind="machine",
             deadline_s=now_s + left_s,
