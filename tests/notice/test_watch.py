@@ -6,7 +6,7 @@ import os
 import signal
 
 from outlast.notice.file import FileSource
-from outlast.notice.watch import Watch, watch_machine
+from outlast.notice.watch import Watch, for_policy, most_urgent, watch_machine
 from outlast.policy.restart import MACHINE_SURVIVED_S, StandingNotice
 
 
@@ -15,14 +15,14 @@ def test_the_notice_that_leaves_the_least_time_stands(tmp_path):
     file = tmp_path / "notice"
     watch = watch_machine({"OUTLAST_NOTICE_FILE": str(file), "OUTLAST_GRACE_S": "50"})
     try:
-        assert watch.standing(0.0) is None
+        assert most_urgent([], 0.0) is None
         file.write_text('{"seconds": 20}')
         os.kill(os.getpid(), signal.SIGUSR2)
         assert len(watch.poll(100.0).new) == 2
-        assert watch.standing(100.0).deadline_s == 120.0
+        assert most_urgent(watch.notices, 100.0).deadline_s == 120.0
         file.unlink()
         assert len(watch.poll(101.0).cancelled) == 1
-        assert watch.standing(101.0).source == "SIGUSR2"
+        assert most_urgent(watch.notices, 101.0).source == "SIGUSR2"
     finally:
         watch.close()
 
@@ -34,7 +34,8 @@ def test_both_signals_and_the_file_are_watched(tmp_path):
         assert len(watch.filenos) == 1
         os.kill(os.getpid(), signal.SIGTERM)
         assert [n.kind for n in watch.poll().new] == ["signal"]
-        assert watch.for_policy(watch.notices[0].deadline_s - 5) == (StandingNotice("signal", False, -5.0),)
+        (notice,) = watch.notices
+        assert for_policy(notice, notice.deadline_s - 5) == StandingNotice("signal", False, -5.0)
     finally:
         watch.close()
 
@@ -46,10 +47,10 @@ def test_a_notice_that_the_machine_outlived_is_forgotten(tmp_path):
     file.touch()
     assert watch.poll(100.0)
     over_s = 130.0 + MACHINE_SURVIVED_S
-    assert watch.standing(over_s - 1) is not None
+    assert most_urgent(watch.notices, over_s - 1) is not None
     watch.forget_settled(over_s - 1)
     assert len(watch.notices) == 1
-    assert watch.standing(over_s) is None
+    assert most_urgent(watch.notices, over_s) is None
     watch.forget_settled(over_s)
     assert watch.notices == ()
     file.unlink()
@@ -65,4 +66,4 @@ def test_ids_of_two_files_do_not_collide(tmp_path):
     assert len(watch.poll(0.0).new) == 2
     paths[0].unlink()
     assert len(watch.poll(1.0).cancelled) == 1
-    assert str(paths[1]) in watch.standing(1.0).source
+    assert str(paths[1]) in most_urgent(watch.notices, 1.0).source

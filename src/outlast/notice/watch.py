@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,19 +54,10 @@ class Watch:
         """Every notice heard, in its latest state, cancelled ones too."""
         return tuple(self._notices.values())
 
-    def standing(self, now_s: float) -> Notice | None:
-        """The notice that leaves the least time; None if none holds, or the machine outlived each."""
-        holding = (n for n in self._notices.values() if not settled(_for_policy(n, now_s)))
-        return min(holding, key=_urgency, default=None)
-
-    def for_policy(self, now_s: float) -> tuple[StandingNotice, ...]:
-        """What `policy.restart.decide` wants to know of the notices."""
-        return tuple(_for_policy(notice, now_s) for notice in self._notices.values())
-
     def forget_settled(self, now_s: float) -> None:
         """Forget what was cancelled or outlived: called before a relaunch, which starts with a clean slate."""
         self._notices = {
-            key: notice for key, notice in self._notices.items() if not settled(_for_policy(notice, now_s))
+            key: notice for key, notice in self._notices.items() if not settled(for_policy(notice, now_s))
         }
 
     def poll(self, now_s: float | None = None) -> Changes:
@@ -94,6 +85,18 @@ class Watch:
             source.close()
 
 
+def most_urgent(notices: Iterable[Notice], now_s: float) -> Notice | None:
+    """The notice that leaves the least time; None if none holds, or the machine outlived each."""
+    holding = (notice for notice in notices if not settled(for_policy(notice, now_s)))
+    return min(holding, key=_urgency, default=None)
+
+
+def for_policy(notice: Notice, now_s: float) -> StandingNotice:
+    """What `policy.restart.decide` wants to know of a notice."""
+    past_s = None if notice.deadline_s is None else now_s - notice.deadline_s
+    return StandingNotice(notice.kind, notice.cancelled, past_s)
+
+
 def watch_machine(env: Mapping[str, str]) -> Watch:
     """Watch everything that this machine's environment offers: SIGTERM, SIGUSR2 and `$OUTLAST_NOTICE_FILE`.
 
@@ -108,11 +111,6 @@ def watch_machine(env: Mapping[str, str]) -> Watch:
         sources.append(FileSource(Path(env["OUTLAST_NOTICE_FILE"]), grace))
     sources.append(SignalSource(tuple(KINDS), grace))
     return Watch(sources)
-
-
-def _for_policy(notice: Notice, now_s: float) -> StandingNotice:
-    past_s = None if notice.deadline_s is None else now_s - notice.deadline_s
-    return StandingNotice(notice.kind, notice.cancelled, past_s)
 
 
 def _urgency(notice: Notice) -> float:
