@@ -8,6 +8,7 @@ import select
 import struct
 import time
 from pathlib import Path
+from typing import Self
 
 _IN_CREATE = 0x00000100
 _IN_MOVED_TO = 0x00000080
@@ -55,7 +56,7 @@ class NewFiles:
         """Stop watching."""
         os.close(self._fd)
 
-    def __enter__(self) -> NewFiles:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

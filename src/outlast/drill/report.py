@@ -46,7 +46,15 @@ def to_json(report: Report) -> str:
 def show(report: Report, console: Console) -> None:
     """Print the table of interruptions and the verdict."""
     table = Table(title=f"{len(report.interruptions)} interruptions in {report.steps} optimizer steps")
-    for head in ("interruption", "at step", "steps lost", "allowed", "notice to durable", "relaunch to step", "resumed"):
+    for head in (
+        "interruption",
+        "at step",
+        "steps lost",
+        "allowed",
+        "notice to durable",
+        "relaunch to step",
+        "resumed",
+    ):
         table.add_column(head, justify="left" if head in ("interruption", "resumed") else "right")
     for item in report.interruptions:
         table.add_row(
@@ -61,12 +69,16 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
     bits = {True: "bit-identical", False: "DIFFERENT", None: "not judged"}[report.bit_identical]
     console.print(f"samples repeated: {report.samples_repeated}, skipped: {report.samples_skipped}")
-    console.print(f"final state: {bits}" + (f", first at {report.first_difference}" if report.first_difference else ""))
+    console.print(
+        f"final state: {bits}" + (f", first at {report.first_difference}" if report.first_difference else "")
+    )
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     for failure in report.failures:
         console.print(f"FAILED: {failure}", markup=False, style="red")
-    console.print("passed" if report.passed else "not passed", style="bold green" if report.passed else "bold red")
+    console.print(
+        "passed" if report.passed else "not passed", style="bold green" if report.passed else "bold red"
+    )
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,178 @@
+"""The drill of the bundled example: train it undisturbed, train it interrupted, compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from outlast._errors import ConfigError
+from outlast.drill import on_store
+from outlast.drill.director import Course, Director
+from outlast.drill.machine import Machine
+from outlast.drill.oracle import Evidence, judge
+from outlast.drill.report import Report
+from outlast.drill.schedule import ALL, Kind, Planned, schedule
+
+_INSTALLED = Path(__file__).with_name("gpt.py")
+_IN_REPOSITORY = Path(__file__).parents[3] / "examples" / "gpt.py"
+
+_THREADS = 2
+"""Per process: the example is small, and bits depend on the number of threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a drill is carried out.
+
+    Attributes:
+        seed: draws the order and the moments of the interruptions.
+        kinds: what is done to the run.
+        interval_steps: optimizer steps between two saves.
+        grace_s: seconds between SIGTERM and the end of the machine.
+        stall_s: without progress for so long, the run is given up.
+        env: added to the environment of every process.
+        arguments: the example's own, such as its sizes.
+        undisturbed: the folder of an undisturbed run that `train_undisturbed` made, to be used again.
+    """
+
+    seed: int = 0
+    kinds: Sequence[Kind] = ALL
+    interval_steps: int = 10
+    grace_s: float = 20.0
+    stall_s: float = 60.0
+    env: Mapping[str, str] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+    undisturbed: Path | None = None
+
+
+Show = Callable[[str, str | None, int, int], None]
+"""Told of progress: which run, what happened (or None), the counter, and its end (0 while unknown)."""
+
+
+def drill_bundled(options: Options, show: Show = lambda *_: None) -> Report:
+    """Drill the bundled example in a temporary folder, which is removed if everything held and kept otherwise."""
+    folder = Path(tempfile.mkdtemp(prefix="outlast-drill-"))
+    reference, final = train_undisturbed(options.undisturbed or folder / "undisturbed", options, show)
+    plan = schedule(options.seed, options.kinds, reference.lines)
+    steps = reference.lines[-1].step if reference.lines else 0
+    home = folder / "interrupted"
+    course = _train(home, options, plan, lambda text, step: show("interrupted", text, step, steps))
+    store = home / "store"
+    evidence = Evidence(
+        commits=on_store.commits(store),
+        trainers=on_store.trainers(store),
+        guarantees=on_store.guarantees(store),
+        final=read_final(home),
+        interval_steps=options.interval_steps,
+    )
+    return conclude(judge(reference, final, course, evidence), folder)
+
+
+def train_undisturbed(
+    folder: Path, options: Options, show: Show = lambda *_: None
+) -> tuple[Course, dict[str, str] | None]:
+    """Train the example without an interruption, or read what an earlier call left in `folder`."""
+    kept = folder / "course.json"
+    if kept.exists():
+        from outlast.drill.records import read_lines
+
+        return Course(
+            read_lines(folder / "record.jsonl"), [], {}, json.loads(kept.read_text()), []
+        ), read_final(folder)
+    course = _train(folder, options, [], lambda text, step: show("undisturbed", text, step, 0))
+    if not course.failures:
+        kept.write_text(json.dumps(course.exit_code))
+    return course, read_final(folder)
+
+
+def conclude(report: Report, folder: Path) -> Report:
+    """Remove the folder of a drill that passed; name that of one that did not."""
+    if report.passed:
+        shutil.rmtree(folder)
+        return report
+    return replace_notes(report, (*report.notes, f"records, store and output are kept in {folder}"))
+
+
+def replace_notes(report: Report, notes: tuple[str, ...]) -> Report:
+    """Return the report with other notes."""
+    import msgspec
+
+    return msgspec.structs.replace(report, notes=notes)
+
+
+def read_final(folder: Path) -> dict[str, str] | None:
+    """Return the digests that the script wrote at its end; None if it did not come to its end."""
+    try:
+        found: dict[str, str] = json.loads((folder / "final.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
+
+
+def _train(
+    folder: Path, options: Options, plan: list[Planned], show: Callable[[str | None, int], None]
+) -> Course:
+    folder.mkdir(parents=True)
+    store, record = folder / "store", folder / "record.jsonl"
+    script = [sys.executable, str(example()), "--record", str(record), "--final", str(folder / "final.json")]
+    machine = Machine(
+        outlast_run(store, [*script, *options.arguments]),
+        env={**drill_env(options, folder), **options.env},
+        token=folder.parent.name + folder.name,
+        log=folder / "output.txt",
+    )
+    director = Director(
+        machine,
+        record=record,
+        store=store,
+        interval_steps=options.interval_steps,
+        grace_s=options.grace_s,
+        stall_s=options.stall_s,
+        show=show,
+    )
+    return director.conduct(plan)
+
+
+def outlast_run(store: Path, command: Sequence[str]) -> list[str]:
+    """Return the command that a scheduler would start again and again."""
+    # Every kill of the trainer alone counts as a restart; a drill makes several on purpose.
+    return [
+        sys.executable,
+        "-m",
+        "outlast",
+        "run",
+        "--store",
+        str(store),
+        "--max-restarts",
+        "20",
+        "--",
+        *command,
+    ]
+
+
+def drill_env(options: Options, folder: Path) -> dict[str, str]:
+    """Return the environment of every process of a drill: the caller's, without what names its own runs."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("OUTLAST_")}
+    env.setdefault("OMP_NUM_THREADS", str(_THREADS))
+    env["CUBLAS_WORKSPACE_CONFIG"] = env.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    env["PYTHONUNBUFFERED"] = "1"
+    env["TMPDIR"] = str(folder)
+    env["OUTLAST_RUN"] = "drill"
+    env["OUTLAST_SAVE_EVERY"] = f"{options.interval_steps} steps"
+    env["OUTLAST_GRACE_S"] = str(options.grace_s)
+    return env
+
+
+def example() -> Path:
+    """Return the bundled example: beside this file in an installed Outlast, in `examples/` in its repository."""
+    for path in (_INSTALLED, _IN_REPOSITORY):
+        if path.exists():
+            return path
+    msg = f"the bundled example is missing: neither {_INSTALLED} nor {_IN_REPOSITORY} exists; install Outlast again"
+    raise ConfigError(msg)

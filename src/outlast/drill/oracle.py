@@ -1,0 +1,250 @@
+"""Judges an interrupted run against the undisturbed one, from record files and the bytes on the store alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from outlast.drill.director import Course, Happened
+from outlast.drill.on_store import Saved
+from outlast.drill.records import Line, last_step
+from outlast.drill.report import Interruption, Report
+from outlast.drill.schedule import Kind
+
+_NOTICED = frozenset({Kind.SIGTERM, Kind.SIGTERM_IN_VALIDATION})
+_LOST_AFTER_NOTICE = 1
+_SLOWER_FACTOR, _SLOWER_S = 2.0, 1.0
+"""A save that was cut may have been this much slower than the slowest that became durable: machines are noisy."""
+_SHOWN = 5
+"""Differences of one sort that are named, each with its place; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a disturbed run beside its record."""
+
+    commits: Sequence[Saved]
+    trainers: Mapping[int, int]
+    guarantees: Mapping[int, str]
+    final: Mapping[str, str] | None
+    interval_steps: int
+
+
+def judge(
+    undisturbed: Course,
+    undisturbed_final: Mapping[str, str] | None,
+    course: Course,
+    evidence: Evidence,
+    *,
+    reproducible: bool = True,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Check every claim and say which do not hold."""
+    failures = [f"undisturbed run: {text}" for text in _ended_badly(undisturbed, undisturbed_final)]
+    failures += _ended_badly(course, evidence.final)
+    interruptions = []
+    for happened in course.happened:
+        item = _measure(happened, course, evidence)
+        interruptions.append(item)
+        place = f"{item.kind} at step {item.at_step}"
+        failures += [f"{place}: {text}" for text in happened.failures]
+        if item.steps_lost is None:
+            failures.append(f"{place}: no step followed")
+        elif item.steps_lost > item.steps_lost_bound:
+            failures.append(
+                f"{place}: {item.steps_lost} steps were lost; at most {item.steps_lost_bound} are allowed"
+            )
+    steps = last_step(undisturbed.lines)
+    failures += _jumps(course.lines)
+    failures += _step_differences(undisturbed.lines, course.lines, reproducible=reproducible)
+    failures += _tail_differences(undisturbed.lines, course.lines, reproducible=reproducible)
+    repeated, skipped = _samples(undisturbed.lines, course.lines)
+    first, identical = None, None
+    if reproducible:
+        first = first_difference(undisturbed_final, evidence.final)
+        identical = first is None
+        if first is not None and evidence.final is not None and undisturbed_final is not None:
+            failures.append(f"the final state differs from the undisturbed run's, first at {first}")
+    return Report(
+        passed=not failures,
+        bit_identical=identical,
+        first_difference=first,
+        samples_repeated=repeated,
+        samples_skipped=skipped,
+        steps=steps,
+        interruptions=tuple(interruptions),
+        failures=tuple(failures),
+        notes=tuple(notes),
+    )
+
+
+def first_difference(expected: Mapping[str, str] | None, found: Mapping[str, str] | None) -> str | None:
+    """Return the first name whose digest differs, in the order of the state; None if all are equal."""
+    if expected is None or found is None:
+        return "the end, which was not reached"
+    names = [*expected, *(name for name in found if name not in expected)]
+    return next((name for name in names if expected.get(name) != found.get(name)), None)
+
+
+def _ended_badly(course: Course, final: Mapping[str, str] | None) -> list[str]:
+    failures = list(course.failures)
+    if not failures and course.exit_code != 0:
+        failures.append(f"it ended with {course.exit_code}; expected 0")
+    if not failures and final is None:
+        failures.append("it ended without writing its final state")
+    return failures
+
+
+def _measure(happened: Happened, course: Course, evidence: Evidence) -> Interruption:
+    lines, before = course.lines, happened.lines_before
+    after = next((line for line in lines[before:] if line.tail is None), None)
+    first = next(iter(lines[before:]), None)
+    kind = happened.planned.kind
+    lost = None
+    if after is not None:
+        lost = happened.at_step - after.step + 1
+    elif first is not None:
+        lost = happened.at_step - first.step  # the run's last tail: no step is left to be trained
+    relaunched = happened.relaunched
+    if first is not None and relaunched is None and kind is not Kind.KILL_AGENT:
+        relaunched = course.births.get(first.pid)
+    notice_s = None
+    if happened.noticed is not None and happened.newest is not None:
+        notice_s = max(0.0, happened.newest.committed - happened.noticed)
+    attempt = next(
+        (n for n, pid in evidence.trainers.items() if first is not None and pid == first.pid), None
+    )
+    return Interruption(
+        kind=kind.value,
+        at_step=happened.at_step,
+        steps_lost=lost,
+        steps_lost_bound=_LOST_AFTER_NOTICE if kind in _NOTICED else _bound(happened, lines, evidence),
+        notice_to_durable_s=notice_s,
+        relaunch_to_step_s=first.time - relaunched if first is not None and relaunched is not None else None,
+        guarantee=evidence.guarantees.get(attempt)
+        if attempt is not None and kind is not Kind.KILL_AGENT
+        else None,
+    )
+
+
+def _bound(happened: Happened, lines: Sequence[Line], evidence: Evidence) -> int:
+    """Return the save interval + the steps taken while one save became durable, both measured.
+
+    A save that was cut never became durable: it may have taken what the slowest one took, and some.
+    """
+    during, slowest_s = 0, 0.0
+    for saved in evidence.commits:
+        since = _taken(lines, evidence.trainers.get(saved.attempt), saved.step)
+        if since is not None:
+            slowest_s = max(slowest_s, saved.committed - since)
+            during = max(
+                during, _steps_between(lines, evidence.trainers[saved.attempt], since, saved.committed)
+            )
+    if (cut := happened.in_flight) is not None:
+        since = _taken(lines, evidence.trainers.get(cut.attempt), cut.step)
+        if since is not None:
+            until = since + slowest_s * _SLOWER_FACTOR + _SLOWER_S
+            during = max(during, _steps_between(lines, evidence.trainers[cut.attempt], since, until))
+    return evidence.interval_steps + during
+
+
+def _taken(lines: Sequence[Line], pid: int | None, step: int) -> float | None:
+    """Return when the process recorded the step, just before its state was saved."""
+    return next(
+        (line.time for line in lines if line.pid == pid and line.tail is None and line.step == step), None
+    )
+
+
+def _steps_between(lines: Sequence[Line], pid: int, since: float, until: float) -> int:
+    return sum(line.pid == pid and line.tail is None and since < line.time <= until for line in lines)
+
+
+def _jumps(lines: Sequence[Line]) -> list[str]:
+    """A process counts one by one, and a new one starts at most one further than the last step recorded."""
+    failures, last_pid, step = [], None, 0
+    for line in lines:
+        if line.tail is not None:
+            continue
+        if line.pid == last_pid and line.step != step + 1:
+            failures.append(f"process {line.pid} counted step {line.step} after step {step}")
+        elif line.pid != last_pid and line.step > step + 1:
+            failures.append(
+                f"process {line.pid} started at step {line.step}, and step {step} was the last before it"
+            )
+        last_pid, step = line.pid, line.step
+    return _some(failures, "jumps of the counter")
+
+
+def _survived(lines: Sequence[Line]) -> dict[int, Line]:
+    """For each counter value the last record counts."""
+    return {line.step: line for line in lines if line.tail is None}
+
+
+def _step_differences(expected: Sequence[Line], found: Sequence[Line], *, reproducible: bool) -> list[str]:
+    want, have = _survived(expected), _survived(found)
+    failures = []
+    for step in sorted(want.keys() | have.keys()):
+        left, right = want.get(step), have.get(step)
+        if left is None:
+            failures.append(f"step {step}: was trained, and the undisturbed run has no such step")
+        elif right is None:
+            failures.append(f"step {step}: was never trained")
+        elif left.samples != right.samples or left.epoch != right.epoch:
+            failures.append(
+                f"step {step}: used samples {_ids(right)} of epoch {right.epoch}; "
+                f"the undisturbed run used {_ids(left)} of epoch {left.epoch}"
+            )
+        elif left.lr != right.lr:
+            failures.append(f"step {step}: learning rate {_float(right.lr)}; undisturbed {_float(left.lr)}")
+        elif reproducible and left.weights != right.weights:
+            failures.append(f"step {step}: the weights after it differ from the undisturbed run's")
+    return _some(failures, "steps that differ")
+
+
+def _tail_differences(expected: Sequence[Line], found: Sequence[Line], *, reproducible: bool) -> list[str]:
+    """Each epoch's tail ran whole, exactly once, in the history that survived."""
+    want = {(line.epoch, line.step): line for line in expected if line.tail == "end"}
+    have = {(line.epoch, line.step): line for line in found if line.tail == "end"}
+    failures = []
+    for key in sorted(want.keys() | have.keys(), key=str):
+        left, right = want.get(key), have.get(key)
+        name = f"the tail of epoch {key[0]} after step {key[1]}"
+        if right is None:
+            failures.append(f"{name} was not run to its end")
+        elif left is None:
+            failures.append(f"{name} was run, and the undisturbed run has no such tail")
+        elif left.tails != right.tails:
+            failures.append(
+                f"{name} left {right.tails} tails counted; undisturbed {left.tails}: once is right"
+            )
+        elif reproducible and (left.lr, left.valid, left.best) != (right.lr, right.valid, right.best):
+            failures.append(
+                f"{name}: learning rate, validation loss and best are {_float(right.lr)}, {_float(right.valid)}, "
+                f"{_float(right.best)}; undisturbed {_float(left.lr)}, {_float(left.valid)}, {_float(left.best)}"
+            )
+    return _some(failures, "tails that differ")
+
+
+def _samples(expected: Sequence[Line], found: Sequence[Line]) -> tuple[int, int]:
+    """Return how many samples the history that survived trained too often, and how many too rarely."""
+    want, have = (
+        Counter((line.epoch, sample) for line in _survived(lines).values() for sample in line.samples)
+        for lines in (expected, found)
+    )
+    return (have - want).total(), (want - have).total()
+
+
+def _some(failures: list[str], what: str) -> list[str]:
+    if len(failures) <= _SHOWN:
+        return failures
+    return [*failures[:_SHOWN], f"and {len(failures) - _SHOWN} more {what}"]
+
+
+def _ids(line: Line) -> str:
+    shown = ", ".join(map(str, line.samples[:3]))
+    return f"[{shown}{', ...' if len(line.samples) > 3 else ''}]"
+
+
+def _float(text: str | None) -> str:
+    return "-" if text is None else f"{float.fromhex(text):.6g}"

@@ -1,0 +1,86 @@
+"""When which interruption comes: drawn from a seed and from what the undisturbed run did."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from outlast.drill.records import Line, last_step
+
+
+class Kind(StrEnum):
+    """What is done to the run."""
+
+    KILL_TRAINER = "kill-trainer"
+    KILL_BOTH = "kill-both"
+    KILL_MID_SAVE = "kill-mid-save"
+    KILL_IN_TAIL = "kill-in-tail"
+    SIGTERM = "sigterm"
+    SIGTERM_IN_VALIDATION = "sigterm-in-validation"
+    TWO_IN_SUCCESSION = "two-in-succession"
+    KILL_WHILE_RESUMING = "kill-while-resuming"
+    KILL_AGENT = "kill-agent"
+
+
+IN_TAIL = frozenset({Kind.KILL_IN_TAIL, Kind.SIGTERM_IN_VALIDATION})
+ALL = tuple(Kind)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One interruption to come: once the counter reaches `at_step`, and for a tail once that step's tail begins."""
+
+    kind: Kind
+    at_step: int
+    delay_s: float
+    """How far into a tail, or between the two of a pair."""
+
+
+def schedule(seed: int, kinds: Sequence[Kind], undisturbed: Sequence[Line]) -> list[Planned]:
+    """Draw the order and the moments; the same seed and the same undisturbed run give the same schedule.
+
+    `kill-agent` is drawn last: the trainer goes on alone from there to the end of the run.
+    A script without tails gets the kinds that need one as plain ones.
+    """
+    draw = random.Random(seed)  # noqa: S311 - repeats a drill, guards nothing
+    steps = last_step(list(undisturbed))
+    tails = sorted({line.step for line in undisturbed if line.tail == "begin" and line.step < steps})
+    chosen: list[Planned] = []
+    for kind in kinds:
+        if kind in IN_TAIL and tails:
+            at = tails.pop(draw.randrange(len(tails)))
+            chosen.append(Planned(kind, at, draw.uniform(0.0, 0.05)))
+    taken = {item.at_step for item in chosen}
+    rest = [
+        _plain(kind) if kind in IN_TAIL else kind for kind in kinds if kind not in {c.kind for c in chosen}
+    ]
+    agent = Kind.KILL_AGENT in rest
+    rest = [kind for kind in rest if kind is not Kind.KILL_AGENT]
+    draw.shuffle(rest)
+    # A stretch of the run for each, so that they do not fall on one another; the last is left to end in.
+    stretch = steps / (len(rest) + (2 if agent else 1))
+    for index, kind in enumerate(rest):
+        low, high = int(index * stretch + 1), max(int((index + 1) * stretch), int(index * stretch) + 2)
+        at = next((a for a in draw.sample(range(low, high), high - low) if a not in taken), low)
+        chosen.append(Planned(kind, at, draw.uniform(0.05, 0.4)))
+    if agent:
+        low = max(int(len(rest) * stretch), max((item.at_step for item in chosen), default=0)) + 1
+        chosen.append(Planned(Kind.KILL_AGENT, min(low + draw.randrange(3), max(steps - 2, 1)), 0.0))
+    return sorted(chosen, key=lambda item: (item.at_step, item.kind in IN_TAIL))
+
+
+def choose(seed: int, count: int) -> list[Kind]:
+    """Draw `count` kinds; those beyond the nine are drawn again."""
+    draw = random.Random(seed)  # noqa: S311 - repeats a drill, guards nothing
+    chosen: list[Kind] = []
+    while len(chosen) < count:
+        left = [kind for kind in ALL if kind is not Kind.KILL_AGENT or kind not in chosen]
+        draw.shuffle(left)
+        chosen += left[: count - len(chosen)]
+    return chosen
+
+
+def _plain(kind: Kind) -> Kind:
+    return Kind.SIGTERM if kind is Kind.SIGTERM_IN_VALIDATION else Kind.KILL_BOTH
