@@ -6,7 +6,7 @@ ancillary data of the first byte. Both sides check that the peer is of the same 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,9 @@ from outlast._types import Json, Reason
 from outlast.checkpoint.manifest import ProcessId, TensorRecord
 
 PROTOCOL = 1
+
+Ending: TypeAlias = Literal["finished", "preempted", "interrupted", "superseded", "error", "ended"]
+"""How a script says that it ends; `ended`: its last line was reached, and its loop was not."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -120,7 +123,8 @@ class Placed(msgspec.Struct, frozen=True, array_like=True):
 class Snapshot(Message, frozen=True):
     """Trainer: arena `index` holds a complete snapshot.
 
-    `hold`: keep it in memory, and make it durable only when the trainer goes, a notice comes or a save is asked.
+    `hold`: keep it in memory, and make it durable only when the trainer goes or a notice comes; a newer snapshot
+    takes its place.
     """
 
     number: int
@@ -135,13 +139,6 @@ class Snapshot(Message, frozen=True):
     position: Json
     settings: dict[str, Json]
     tensors: tuple[Placed, ...]
-
-
-class Persist(Message, frozen=True):
-    """Trainer: make the held snapshot `number` durable now."""
-
-    number: int
-    reason: Reason
 
 
 class Saved(Message, frozen=True):
@@ -168,7 +165,7 @@ class NoticeHeard(Message, frozen=True):
 class Bye(Message, frozen=True):
     """Trainer: the script has ended; finish what is complete. The agent closes the link when it has."""
 
-    outcome: Literal["finished", "preempted", "interrupted", "superseded", "error"]
+    outcome: Ending
 
 
 AnyMessage = (

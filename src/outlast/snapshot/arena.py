@@ -6,9 +6,11 @@ filesystem, so nothing is left when everything is killed; the memory goes with t
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
+import threading
 
 PAGE_BYTES = mmap.PAGESIZE
 ALIGN_BYTES = 64
@@ -31,6 +33,7 @@ class Arena:
         self.fd = fd
         self.size_bytes = os.fstat(fd).st_size
         self._map = mmap.mmap(fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._map.madvise(mmap.MADV_DONTFORK)  # a forked loader worker must not keep the memory of a dead trainer
         self.view = memoryview(self._map)
 
     @classmethod
@@ -46,22 +49,22 @@ class Arena:
             raise
 
     def populate(self) -> None:
-        """Touch every page, so that the first copy is not slow. Runs without the interpreter lock.
+        """Touch every page in the background, so that the first copy is not slow; it needs no interpreter lock.
 
-        Raises:
-            OSError: ENOMEM or ENOSPC, where memory is short.
+        Where memory is short the copy that needs it will say so.
         """
-        os.posix_fallocate(self.fd, 0, self.size_bytes)
+        # A descriptor of the thread's own: this one may be closed, and its number given to another file, meanwhile.
+        threading.Thread(
+            target=_allocate, args=(os.dup(self.fd), self.size_bytes), name="outlast-populate", daemon=True
+        ).start()
 
     def close(self) -> None:
         """Unmap and close. A view that is still held elsewhere keeps the mapping until it goes."""
         if self.fd < 0:
             return
         self.view.release()
-        try:
+        with contextlib.suppress(BufferError):  # a tensor still looks into it; the mapping goes with the last view
             self._map.close()
-        except BufferError:
-            pass  # a tensor still looks into it; the mapping goes with the last view
         os.close(self.fd)
         self.fd = -1
 
@@ -75,3 +78,9 @@ def place(offset: int, nbytes: int) -> int:
     """Where in an arena a tensor of `nbytes` goes that may not start before `offset`."""
     align = PAGE_BYTES if nbytes >= PAGE_BYTES else ALIGN_BYTES
     return -(-offset // align) * align
+
+
+def _allocate(fd: int, size_bytes: int) -> None:
+    with contextlib.suppress(OSError):
+        os.posix_fallocate(fd, 0, size_bytes)
+    os.close(fd)

@@ -1,0 +1,59 @@
+"""The sign of life: an events part at least every 30 s, and a look whether somebody else has taken over."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from outlast._errors import OutlastError
+from outlast._process import process_id
+from outlast.agent.claim import superseded_by, utc_now
+from outlast.checkpoint.events import EventLog
+from outlast.checkpoint.manifest import AttemptRecord
+from outlast.store.base import Store
+
+BEAT_S = 25.0
+"""Less than the 30 s that others count on."""
+
+
+class Heartbeat:
+    """Beats in a thread of its own, so that a long save does not make a live attempt look gone."""
+
+    def __init__(
+        self, store: Store, record: AttemptRecord, events: EventLog, *, superseded: Callable[[str], None]
+    ) -> None:
+        self._store = store
+        self._record = record
+        self._events = events
+        self._superseded = superseded
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outlast-alive", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the store call it is in."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        agent = msgspec.to_builtins(process_id(os.getpid()))
+        while True:
+            self._events.add({
+                "kind": "alive",
+                "utc": utc_now(),
+                "attempt": self._record.attempt,
+                "step": 0,
+                "agent": agent,
+            })
+            try:
+                self._events.flush()
+                why = superseded_by(self._store, self._record)
+            except OutlastError:
+                why = None  # the store is away: the saves say so, with what is at risk
+            if why is not None:
+                self._superseded(why)
+                return
+            if self._stop.wait(BEAT_S):
+                return

@@ -1,0 +1,78 @@
+"""The control page: one shared page of 64-bit words through which trainer and agent see each other at no cost.
+
+Each word has one writer. An aligned 8-byte store is atomic on every machine that torch runs on, so a reader sees
+the old or the new value, never a mixture. Times are CLOCK_MONOTONIC nanoseconds, which all processes share.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from outlast.snapshot.arena import Arena
+
+
+class Word(IntEnum):
+    """Index of each word."""
+
+    STOP = 0
+    """Agent: 0 go on, 1 leave at the next safe point, 2 a newer attempt has taken over."""
+    DEADLINE_NS = 1
+    """Agent: when this machine goes away; 0 unknown."""
+    INTERRUPTS = 2
+    """Agent: Ctrl-C reached it."""
+    BATCHES = 8
+    """Trainer: batches asked for in this attempt."""
+    STEPS = 9
+    """Trainer: run.step at the last safe point."""
+    SAFE_POINT_NS = 10
+    """Trainer: when the last safe point was."""
+    SAFE_POINT_BATCHES = 11
+    """Trainer: BATCHES at the last safe point."""
+    PHASE = 12
+    """Trainer: a `Phase`."""
+
+
+class Stop(IntEnum):
+    """Values of `Word.STOP`."""
+
+    NO = 0
+    LEAVE = 1
+    SUPERSEDED = 2
+
+
+class Phase(IntEnum):
+    """Where the trainer is."""
+
+    STARTING = 0
+    TRAINING = 1
+    TAIL = 2
+    ENDED = 3
+
+
+class ControlPage:
+    """A mapped control page."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._words = arena.view.cast("Q")
+
+    @classmethod
+    def create(cls) -> ControlPage:
+        """Create a zeroed page."""
+        return cls(Arena.create(1))
+
+    @property
+    def fd(self) -> int:
+        """Descriptor to pass on."""
+        return self._arena.fd
+
+    def __getitem__(self, word: Word) -> int:
+        return self._words[word]
+
+    def __setitem__(self, word: Word, value: int) -> None:
+        self._words[word] = value
+
+    def close(self) -> None:
+        """Unmap and close."""
+        self._words.release()
+        self._arena.close()

@@ -1,0 +1,337 @@
+"""The trainer's end: find or start the agent, hand snapshots over, and start a new agent where one died.
+
+No torch here: tensors are copied into arenas by `snapshot/stager.py`, this moves descriptors and records.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from outlast import _errors
+from outlast._errors import AgentLost, OutlastError
+from outlast._say import say
+from outlast.agent.control import ControlPage, Phase, Stop, Word
+from outlast.agent.protocol import (
+    Accept,
+    ArenaMessage,
+    Bye,
+    Ending,
+    Events,
+    Hello,
+    Message,
+    NoticeHeard,
+    Offer,
+    Refuse,
+    Rejoin,
+    Saved,
+    Snapshot,
+    Want,
+    Welcome,
+)
+from outlast.agent.wire import Closed, Wire, peer_is_me
+from outlast.snapshot.arena import Arena
+
+_NEW_AGENTS = 5
+_NEW_AGENTS_IN_S = 60.0
+"""So many agents lost in such a time, and something kills them: then training must know."""
+_SAY_WAITING_S = 10.0
+
+
+class Link:
+    """The connection to this node's agent.
+
+    Handshake in the main thread: `offer`, then `accept` until `welcome`; from then on a thread listens, and the
+    rest is thread-safe.
+    """
+
+    def __init__(self, hello: Hello) -> None:
+        self._hello = hello
+        self._wire, self._own_agent = _connect()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._arenas: dict[int, Arena] = {}
+        self._unsaved: dict[int, Snapshot] = {}
+        self._saved: dict[int, Saved] = {}
+        self._events: list[dict[str, object]] = []
+        self._lost_s: list[float] = []
+        self._leaving = False
+        self._failure: OutlastError | None = None
+        self.page: ControlPage | None = None
+        self.welcome: Welcome | None = None
+
+    def offer(self) -> Offer:
+        """Say hello and wait for what the agent found on the store.
+
+        Raises:
+            OutlastError: of the kind that the agent refuses with.
+        """
+        self._send(self._hello)
+        try:
+            return self._expect_offer()
+        except AgentLost:
+            if self._own_agent is not None:
+                raise
+        # The agent of `outlast run` is gone, or serves another script of this launch: this one has its own.
+        self._wire, self._own_agent = _start_agent()
+        self._send(self._hello)
+        return self._expect_offer()
+
+    def accept(self, wants: tuple[Want, ...], arena: Arena | None) -> Offer | None:
+        """Accept the offer and wait until every byte is in the arena and checked.
+
+        Returns None once the attempt is ours; or another, older offer, if the first turned out to be damaged.
+        """
+        self._send(Accept(wants=wants), (arena.fd,) if arena else ())
+        message, fds = self._receive()
+        if isinstance(message, Offer):
+            return message
+        if not isinstance(message, Welcome):
+            msg = f"expected Welcome, got {type(message).__name__}"
+            raise AgentLost(msg)
+        self.welcome = message
+        self.page = ControlPage(Arena(fds[0]))
+        threading.Thread(target=self._listen, name="outlast-link", daemon=True).start()
+        return None
+
+    def add_arena(self, index: int, arena: Arena) -> None:
+        """Hand over an arena; replaces the one of this index, which must be free."""
+        with self._lock:
+            self._arenas[index] = arena
+            self._try_send(ArenaMessage(index=index), (arena.fd,))
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Hand over a complete snapshot, and before it the events up to its step (rule 12)."""
+        with self._lock:
+            self._flush_events()
+            self._unsaved[snapshot.number] = snapshot
+            self._try_send(snapshot)
+
+    def is_free(self, index: int) -> bool:
+        """Whether no snapshot that is still to be read lies in arena `index`."""
+        with self._lock:
+            return all(snapshot.index != index for snapshot in self._unsaved.values())
+
+    def wait_free(self, indices: tuple[int, ...], timeout_s: float | None) -> int | None:
+        """Wait until one of the arenas is free; None when the time is up."""
+        with self._changed:
+
+            def free() -> int | None:
+                busy = {snapshot.index for snapshot in self._unsaved.values()}
+                return next((index for index in indices if index not in busy), None)
+
+            self._changed.wait_for(lambda: free() is not None or self._failure is not None, timeout_s)
+            return free()
+
+    def wait_saved(self, number: int, deadline_s: Callable[[], float | None], why: str) -> Saved | None:
+        """Wait until snapshot `number` is answered; None once `deadline_s()` (monotonic) has passed."""
+        say_at_s = time.monotonic() + _SAY_WAITING_S
+        with self._changed:
+            while number not in self._saved:
+                if self._failure is not None:
+                    raise self._failure
+                now = time.monotonic()
+                deadline = deadline_s()
+                if deadline is not None and now >= deadline:
+                    return None
+                if now >= say_at_s:
+                    say(f"waiting until {why}")
+                    say_at_s = now + 60.0
+                self._changed.wait(0.1)
+            return self._saved.pop(number)
+
+    def add_events(self, records: list[dict[str, object]]) -> None:
+        """Queue records; they travel with the next snapshot, or within a second."""
+        with self._lock:
+            self._events += records
+
+    def flush_events(self) -> None:
+        """Send what is queued now."""
+        with self._lock:
+            self._flush_events()
+
+    def notice(self, source: str, grace_s: float) -> None:
+        """Tell the agent of a signal that reached this process."""
+        with self._lock:
+            self._try_send(NoticeHeard(source=source, grace_s=grace_s))
+
+    def raise_if_lost(self) -> None:
+        """Raise what ended the link, if no agent can be had any more."""
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self, outcome: Ending) -> None:
+        """Say goodbye and wait until the agent has made durable what is complete.
+
+        At any exit but SIGKILL the trainer waits, since containers and scheduler steps kill what is left.
+        """
+        with self._lock:
+            self._flush_events()
+            self._leaving = True
+            if self.page is not None:
+                self.page[Word.PHASE] = Phase.ENDED
+            self._try_send(Bye(outcome=outcome))
+        say_at_s = time.monotonic() + _SAY_WAITING_S
+        with self._changed:
+            while self._wire is not None and self._failure is None:
+                self._changed.wait(0.1)
+                if time.monotonic() >= say_at_s:
+                    say("waiting until the last save is durable")
+                    say_at_s = time.monotonic() + 60.0
+        if self._own_agent is not None:
+            self._own_agent.wait()
+
+    def _listen(self) -> None:
+        while True:
+            wire = self._wire
+            assert wire is not None
+            try:
+                message, _ = wire.receive()
+            except Closed:
+                if not self._reconnect():
+                    return
+                continue
+            if isinstance(message, Saved):
+                with self._changed:
+                    self._unsaved.pop(message.number, None)
+                    self._saved[message.number] = message
+                    self._changed.notify_all()
+
+    def _reconnect(self) -> bool:
+        """The agent is gone: start a new one and hand it all that was not answered. False to stop listening."""
+        with self._changed:
+            if self._wire is not None:
+                self._wire.close()
+            if self._leaving and not self._unsaved:
+                self._wire = None
+                self._changed.notify_all()
+                return False
+        if self.page is not None and self.page[Word.STOP] == Stop.SUPERSEDED:
+            return self._fail(AgentLost("the agent left because a newer attempt has taken over"))
+        now = time.monotonic()
+        self._lost_s = [at for at in self._lost_s if now - at < _NEW_AGENTS_IN_S] + [now]
+        if len(self._lost_s) > _NEW_AGENTS:
+            return self._fail(
+                AgentLost(f"{_NEW_AGENTS} agents were lost within {_NEW_AGENTS_IN_S:.0f} s; what kills them?")
+            )
+        say("the agent is gone; starting a new one, training goes on")
+        try:
+            self._join_new_agent()
+        except (OutlastError, Closed, OSError) as error:
+            return self._fail(AgentLost(f"no new agent could be started: {error}"))
+        return True
+
+    def _join_new_agent(self) -> None:
+        welcome = self.welcome
+        assert welcome is not None
+        wire, process = _start_agent()
+        rejoin = Rejoin(run_id=welcome.run_id, attempt=welcome.attempt, nonce=welcome.nonce)
+        wire.send(msgspec.structs.replace(self._hello, rejoin=rejoin))
+        message, fds = wire.receive()
+        if not isinstance(message, Welcome):
+            raise _refusal(message)
+        page = ControlPage(Arena(fds[0]))
+        with self._changed:
+            old = self.page
+            if old is not None:
+                for word in (Word.BATCHES, Word.STEPS, Word.SAFE_POINT_NS, Word.SAFE_POINT_BATCHES, Word.PHASE):
+                    page[word] = old[word]
+            self.page = page
+            self._wire, self._own_agent = wire, process
+            for index, arena in self._arenas.items():
+                self._try_send(ArenaMessage(index=index), (arena.fd,))
+            for number in sorted(self._unsaved):
+                self._try_send(self._unsaved[number])
+            if self._leaving:
+                self._try_send(Bye(outcome="error"))
+            self._changed.notify_all()
+
+    def _fail(self, error: OutlastError) -> bool:
+        with self._changed:
+            self._failure = error
+            self._wire = None
+            self._changed.notify_all()
+        return False
+
+    def _flush_events(self) -> None:
+        if self._events:
+            events, self._events = self._events, []
+            self._try_send(Events(records=tuple(events)))
+
+    def _try_send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        """Send; where the agent is gone the listening thread finds out, and sends again what matters."""
+        if self._wire is None:
+            return
+        try:
+            self._wire.send(message, fds)
+        except Closed:
+            pass
+
+    def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        assert self._wire is not None
+        try:
+            self._wire.send(message, fds)
+        except Closed:
+            pass  # the answer that comes instead says why
+
+    def _receive(self) -> tuple[Message, list[int]]:
+        assert self._wire is not None
+        try:
+            message, fds = self._wire.receive()
+        except Closed as error:
+            msg = f"the agent ended while this run was being opened ({error}); its last lines are above"
+            raise AgentLost(msg) from error
+        if isinstance(message, Refuse):
+            raise _refusal(message)
+        return message, fds
+
+    def _expect_offer(self) -> Offer:
+        message, _ = self._receive()
+        if not isinstance(message, Offer):
+            msg = f"expected Offer, got {type(message).__name__}"
+            raise AgentLost(msg)
+        return message
+
+
+def _connect() -> tuple[Wire, subprocess.Popen[bytes] | None]:
+    """Connect to the agent that started this script; start one if there is none, or it serves another script."""
+    name = os.environ.get("OUTLAST_AGENT")
+    if name:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(f"\0{name}")
+            if peer_is_me(sock):
+                return Wire(sock), None
+        except OSError:
+            pass  # that agent is gone: this script goes on with one of its own
+        sock.close()
+    return _start_agent()
+
+
+def _start_agent() -> tuple[Wire, subprocess.Popen[bytes]]:
+    """Start an agent in a session of its own, connected by a socket pair that has no name."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "outlast.agent", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return Wire(ours), process
+
+
+def _refusal(message: Message) -> OutlastError:
+    if isinstance(message, Refuse):
+        kind = getattr(_errors, message.error, None)
+        if isinstance(kind, type) and issubclass(kind, OutlastError):
+            return kind(message.message)
+        return OutlastError(message.message)
+    return AgentLost(f"unexpected {type(message).__name__}")

@@ -1,0 +1,158 @@
+"""The agent's loop: notices, alarms and sessions; and the agent of a script that was started without one."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from outlast._errors import ConfigError
+from outlast._say import say
+from outlast.agent.protocol import NoticeHeard
+from outlast.agent.session import Session, Standing
+from outlast.agent.wire import Wire
+from outlast.notice.base import Notice
+from outlast.notice.watch import Watch, watch_machine
+from outlast.policy.alarm import alarms
+from outlast.policy.restart import MACHINE_SURVIVED_S
+
+TICK_S = 0.2
+"""Between looks at sources that have no descriptor to wait on."""
+ALARM_EVERY_S = 5.0
+ALARM_AGAIN_S = 600.0
+"""A warning that still holds is said again after this long."""
+
+
+class Loop:
+    """What the plain agent and the supervisor share: one loop that waits, hears notices and minds the session."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.heard: list[NoticeHeard] = []
+        self._own: dict[str, Notice] = {}
+        self._shown: Notice | None = None
+        self._alarmed: dict[str, float] = {}
+        self._alarm_at_s = time.monotonic() + ALARM_EVERY_S
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """Every notice of this agent's life: those of its sources, and those that trainers heard."""
+        return (*self.watch.notices, *self._own.values())
+
+    @property
+    def standing(self) -> Notice | None:
+        """The most urgent notice that holds: not cancelled, and not outlived by this machine."""
+        outlived_s = time.monotonic() - MACHINE_SURVIVED_S
+        standing = [
+            notice
+            for notice in self.notices
+            if not notice.cancelled and (notice.deadline_s is None or notice.deadline_s > outlived_s)
+        ]
+        return min(standing, key=lambda notice: notice.deadline_s or float("inf"), default=None)
+
+    def trainer_heard(self, message: NoticeHeard) -> None:
+        """A signal reached the trainer. Called from the session's thread."""
+        self.heard.append(message)
+        self._wake()
+
+    def wait(self, session: Session | None, descriptors: tuple[int, ...], until: Callable[[], bool]) -> None:
+        """Run until `until()` holds, or one of the descriptors becomes readable."""
+        while not until():
+            with selectors.DefaultSelector() as selector:
+                ours = set(descriptors)
+                for fd in {*ours, *self.watch.filenos, self._wake_read}:
+                    selector.register(fd, selectors.EVENT_READ)
+                pidfd = session.trainer_pidfd if session else None
+                if pidfd is not None and pidfd not in ours:
+                    selector.register(pidfd, selectors.EVENT_READ)
+                ready = {key.fd for key, _ in selector.select(TICK_S)}
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+            if session is not None and pidfd in ready:
+                session.trainer_gone()
+                session.done.wait(TICK_S)
+            self.tick(session)
+            if ready & ours:
+                return
+
+    def tick(self, session: Session | None) -> None:
+        """One look at everything."""
+        changes = self.watch.poll()
+        for line in changes.warnings:
+            say(f"warning: {line}")
+        for message in self.heard[:]:
+            self.heard.remove(message)
+            self._hear(message)
+        for notice in changes.cancelled:
+            say(f"{notice.source}: cancelled; training goes on")
+        standing = self.standing
+        if standing is not None and standing != self._shown:
+            say(f"{standing.source}: this machine goes away{_when(standing)}; saving at the next safe point")
+        self._shown = standing
+        if session is not None:
+            session.notice(_as_standing(standing))
+        self._check_alarms(session)
+
+    def _hear(self, message: NoticeHeard) -> None:
+        if message.source in self._own or any(n.source == message.source for n in self.watch.notices):
+            return  # the same signal went to the whole process group
+        self._own[message.source] = Notice(
+            id=f"trainer-{message.source}",
+            source=message.source,
+            kind="machine" if message.source == "SIGUSR2" else "signal",
+            deadline_s=time.monotonic() + message.grace_s,
+            deadline_utc=datetime.now(UTC) + timedelta(seconds=message.grace_s),
+        )
+
+    def _check_alarms(self, session: Session | None) -> None:
+        now = time.monotonic()
+        if session is None or now < self._alarm_at_s:
+            return
+        self._alarm_at_s = now + ALARM_EVERY_S
+        sight = session.sight()
+        for alarm in alarms(sight) if sight else []:
+            if now - self._alarmed.get(alarm.cause, -ALARM_AGAIN_S) >= ALARM_AGAIN_S:
+                self._alarmed[alarm.cause] = now
+                session.warn(alarm.cause, alarm.message)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            pass  # it will wake up as it is
+
+
+def serve(fd: int) -> int:
+    """Be the agent of the trainer at the other end of `fd`, until it is gone and all it handed over is durable."""
+    try:
+        watch = watch_machine(os.environ)
+    except ConfigError as error:
+        say(str(error))
+        return error.exit_code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
+    loop = Loop(watch)
+    session = Session(Wire(socket.socket(fileno=fd)), say=say, heard=loop.trainer_heard)
+    loop.wait(session, (), session.done.is_set)
+    session.close()
+    return 0
+
+
+def _when(notice: Notice) -> str:
+    if notice.deadline_s is None:
+        return ""
+    return f" in {max(notice.deadline_s - time.monotonic(), 0):.0f} s"
+
+
+def _as_standing(notice: Notice | None) -> Standing | None:
+    if notice is None:
+        return None
+    return Standing(
+        source=notice.source,
+        deadline_ns=int(notice.deadline_s * 1e9) if notice.deadline_s is not None else 0,
+        deadline_utc=notice.deadline_utc.isoformat(timespec="milliseconds") if notice.deadline_utc else None,
+    )

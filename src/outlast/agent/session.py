@@ -1,0 +1,445 @@
+"""One trainer's side of the agent: offer a checkpoint, claim the attempt, take snapshots until the trainer goes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from outlast._errors import (
+    NothingToResume,
+    NoWholeCheckpoint,
+    ObjectDamaged,
+    ObjectMissing,
+    OutlastError,
+)
+from outlast._process import process_id
+from outlast._types import FORMAT_VERSION, Json, Reason
+from outlast.agent.alive import Heartbeat
+from outlast.agent.claim import Claimant, Waits, claim, utc_now
+from outlast.agent.control import ControlPage, Phase, Stop, Word
+from outlast.agent.persist import Persister, Task
+from outlast.agent.place import open_place
+from outlast.agent.protocol import (
+    PROTOCOL,
+    Accept,
+    ArenaMessage,
+    Bye,
+    Ending,
+    Events,
+    Hello,
+    NoticeHeard,
+    Offer,
+    Refuse,
+    Saved,
+    Snapshot,
+    Welcome,
+)
+from outlast.agent.wire import Closed, Wire
+from outlast.checkpoint import catalog
+from outlast.checkpoint.events import EventLog
+from outlast.checkpoint.manifest import AttemptRecord, CheckpointId
+from outlast.checkpoint.reader import read_wants
+from outlast.policy.alarm import Sight
+from outlast.snapshot.arena import Arena
+from outlast.store.base import Store
+
+DRAIN_S = 600.0
+"""How long an agent whose trainer is gone keeps trying to make durable what is complete."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The notice that stands, as the trainer is told of it."""
+
+    source: str
+    deadline_ns: int
+    deadline_utc: str | None
+
+
+@dataclass
+class Claimed:
+    """What a session has once its attempt is claimed."""
+
+    hello: Hello
+    store: Store
+    record: AttemptRecord
+    events: EventLog
+    page: ControlPage
+    persister: Persister
+    heartbeat: Heartbeat
+    started_s: float = field(default_factory=time.monotonic)
+
+
+class Session:
+    """Serves one trainer, in a thread of its own.
+
+    Attributes:
+        done: set once the trainer is gone and all that was complete is durable (or could not become so).
+        outcome: how the trainer said that it ended; None if it never did.
+        exception: the last line of what ended the script, if it said so.
+        connected: whether a trainer ever said who it is.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        say: Callable[[str], None],
+        heard: Callable[[NoticeHeard], None],
+        waits: Waits | None = None,
+    ) -> None:
+        self._wire = wire
+        self._say = say
+        self._heard = heard
+        self._waits = waits or Waits()
+        self._arenas: dict[int, Arena] = {}
+        self._lock = threading.Lock()
+        self._standing: Standing | None = None
+        self._interrupts = 0
+        self._trainer_pidfd: int | None = None
+        self.claimed: Claimed | None = None
+        self.outcome: Ending | None = None
+        self.exception: str | None = None
+        self.connected = False
+        self.done = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="outlast-session", daemon=True)
+        self._thread.start()
+
+    def notice(self, standing: Standing | None) -> None:
+        """Tell the trainer that this machine goes away, or (None) that it does not any more; the same again is nothing."""
+        with self._lock:
+            if standing == self._standing:
+                return
+            first = self._standing is None
+            self._standing = standing
+            claimed = self.claimed
+        if claimed is None:
+            return
+        self._show(claimed.page)
+        if standing is not None and first:
+            claimed.persister.release(Reason.EMERGENCY)
+        kind = "notice" if standing else "notice-cancelled"
+        about = {"source": standing.source, "deadline_utc": standing.deadline_utc} if standing else {}
+        self._record(kind, **about)
+
+    def interrupt(self) -> None:
+        """Ctrl-C reached the agent."""
+        self._interrupts += 1
+        if self.claimed is not None:
+            self.claimed.page[Word.INTERRUPTS] = self._interrupts
+
+    def trainer_gone(self) -> None:
+        """The trainer's process has ended: read what it sent, then finish. (Its workers may hold the socket.)"""
+        self._wire.finish_reading()
+
+    @property
+    def trainer_pidfd(self) -> int | None:
+        """Becomes readable when the trainer has ended; None before it said who it is."""
+        return self._trainer_pidfd
+
+    def sight(self) -> Sight | None:
+        """What the alarms are decided from; None before the attempt is claimed."""
+        claimed = self.claimed
+        if claimed is None:
+            return None
+        now = time.monotonic()
+        page, durable = claimed.page, claimed.persister.durable
+        safe_ns = page[Word.SAFE_POINT_NS]
+        return Sight(
+            since_safe_point_s=now - (safe_ns / 1e9 if safe_ns else claimed.started_s),
+            batches_since_safe_point=page[Word.BATCHES] - page[Word.SAFE_POINT_BATCHES],
+            since_durable_s=now - (durable.at_s if durable else claimed.started_s),
+            interval_s=claimed.hello.interval_s,
+            steps_since_durable=page[Word.STEPS] - (durable.step if durable else 0),
+            interval_steps=claimed.hello.interval_steps,
+            store_error=claimed.persister.last_error,
+            ended=page[Word.PHASE] != Phase.TRAINING,
+        )
+
+    def warn(self, cause: str, message: str) -> None:
+        """Say a warning and write it down for `status`."""
+        self._say(f"warning: {message}")
+        self._record("warning", cause=cause, message=message)
+
+    def close(self) -> None:
+        """Give back what it holds; call from the thread that calls `sight`, once `done` is set."""
+        self._thread.join()
+        if self._trainer_pidfd is not None:
+            os.close(self._trainer_pidfd)
+            self._trainer_pidfd = None
+        if self.claimed is not None:
+            self.claimed.page.close()
+            self.claimed = None
+
+    def _serve(self) -> None:
+        try:
+            try:
+                self._handshake()
+                self._listen()
+            except Closed:
+                pass  # how every trainer's life ends
+            except OutlastError as error:
+                self._refuse(error)
+            if self.claimed is not None:
+                self._finish(self.claimed)
+        finally:
+            self._wire.close()
+            for arena in self._arenas.values():
+                arena.close()
+            self.done.set()
+
+    def _refuse(self, error: OutlastError) -> None:
+        try:
+            self._wire.send(Refuse(error=type(error).__name__, message=str(error)))
+        except Closed:
+            self._say(str(error))  # nobody is left to be told
+
+    def _handshake(self) -> None:
+        hello, _ = self._wire.receive()
+        if not isinstance(hello, Hello) or hello.protocol != PROTOCOL:
+            msg = (
+                f"the script speaks protocol {getattr(hello, 'protocol', type(hello).__name__)}, this agent {PROTOCOL}: "
+                "two versions of outlast are installed; use one"
+            )
+            raise OutlastError(msg)
+        self.connected = True
+        try:
+            self._trainer_pidfd = os.pidfd_open(hello.trainer.pid)
+        except ProcessLookupError as error:
+            raise Closed(str(error)) from error
+        store = open_place(hello)
+        if hello.rejoin is not None:
+            record = AttemptRecord(
+                format=FORMAT_VERSION,
+                run_id=hello.rejoin.run_id,
+                attempt=hello.rejoin.attempt,
+                nonce=hello.rejoin.nonce,
+                claimed_utc=utc_now(),
+                world_size=hello.world_size,
+                global_batch=hello.global_batch,
+                launch_id=hello.launch_id,
+                job_id=hello.job_id,
+                agent=process_id(os.getpid()),
+                trainer=hello.trainer,
+                settings=hello.settings,
+                resumed_from=None,
+            )
+        else:
+            record = self._offer(hello, store)
+        self._start(hello, store, record)
+
+    def _offer(self, hello: Hello, store: Store) -> AttemptRecord:
+        """Offer checkpoints, newest first, until one is whole and fits; then the attempt is claimed."""
+        run = catalog.read_run(store)
+        candidates = self._candidates(hello, store, run.run_id if run else None)
+        run = run or catalog.create_run(store, run_id=new_run_id(), created_utc=utc_now())
+        faults: list[str] = []
+        record: AttemptRecord | None = None
+        for checkpoint in candidates:
+            try:
+                loaded = catalog.load(store, checkpoint)
+                records = catalog.tensors(loaded)
+            except (ObjectMissing, ObjectDamaged) as error:
+                faults.append(f"{checkpoint.name}: {error}")
+                continue
+            manifest = loaded.manifests[0]
+            self._wire.send(
+                Offer(
+                    url=store.url,
+                    run_id=run.run_id,
+                    checkpoint=checkpoint.name,
+                    step=checkpoint.step,
+                    finished=loaded.commit.finished,
+                    tree=manifest.tree,
+                    position=manifest.position,
+                    settings=manifest.settings,
+                    tensors=tuple(records),
+                    notes=tuple(faults),
+                )
+            )
+            accept, arena = self._accept()
+            record = record or self._claim(hello, store, run.run_id, checkpoint)
+            try:
+                read_wants(store, records, accept.wants, arena.view if arena else memoryview(b""))
+            except (ObjectMissing, ObjectDamaged) as error:
+                faults.append(f"{checkpoint.name}: {error}")
+            else:
+                return record
+            finally:
+                if arena is not None:
+                    arena.close()
+        if candidates:
+            lines = "\n".join(f"  {fault}" for fault in faults)
+            msg = (
+                f"{store.url} holds {len(candidates)} checkpoints and none is whole; nothing was deleted:\n{lines}\n"
+                "Put the missing objects back, or start afresh under another name."
+            )
+            raise NoWholeCheckpoint(msg)
+        self._wire.send(
+            Offer(
+                url=store.url,
+                run_id=run.run_id,
+                checkpoint=None,
+                step=0,
+                finished=False,
+                tree=None,
+                position=None,
+                settings={},
+                tensors=(),
+                notes=(),
+            )
+        )
+        self._accept()
+        return self._claim(hello, store, run.run_id, None)
+
+    def _candidates(self, hello: Hello, store: Store, run_id: str | None) -> list[CheckpointId]:
+        if run_id is None:
+            found: list[CheckpointId] = []
+        else:
+            from outlast.agent.claim import wait_until_gone
+
+            wait_until_gone(store, self._claimant(hello, run_id), say=self._say, waits=self._waits)
+            for adopted in catalog.adopt(store, run_id).committed:
+                self._say(f"{adopted.name} was whole and had no commit: committed now")
+            found = catalog.committed(store)
+        if hello.resume == "must" and not found:
+            msg = f'resume="must", and {store.url} holds no checkpoint; start with resume="auto", or correct the place'
+            raise NothingToResume(msg)
+        return found
+
+    def _accept(self) -> tuple[Accept, Arena | None]:
+        accept, fds = self._wire.receive()
+        if not isinstance(accept, Accept):
+            msg = f"expected Accept, got {type(accept).__name__}"
+            raise Closed(msg)
+        return accept, Arena(fds[0]) if fds else None
+
+    def _claimant(self, hello: Hello, run_id: str) -> Claimant:
+        return Claimant(
+            run_id=run_id,
+            trainer=hello.trainer,
+            agent=process_id(os.getpid()),
+            launch_id=hello.launch_id,
+            job_id=hello.job_id,
+            world_size=hello.world_size,
+            global_batch=hello.global_batch,
+            settings=hello.settings,
+            take_over=hello.take_over,
+        )
+
+    def _claim(self, hello: Hello, store: Store, run_id: str, checkpoint: CheckpointId | None) -> AttemptRecord:
+        return claim(
+            store,
+            self._claimant(hello, run_id),
+            resumed_from=checkpoint.name if checkpoint else None,
+            say=self._say,
+            waits=self._waits,
+        )
+
+    def _start(self, hello: Hello, store: Store, record: AttemptRecord) -> None:
+        page = ControlPage.create()
+        events = EventLog(store, record.attempt, record.nonce, hello.rank)
+        persister = Persister(
+            store,
+            record,
+            hello.rank,
+            events,
+            answer=self._answer,
+            superseded=self._superseded,
+            say=self._say,
+        )
+        heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
+        claimed = Claimed(hello, store, record, events, page, persister, heartbeat)
+        with self._lock:
+            self.claimed = claimed
+        page[Word.INTERRUPTS] = self._interrupts
+        self._show(page)
+        if hello.rejoin is None:
+            self._record("attempt", host=record.trainer.host, pid=record.trainer.pid)
+        self._wire.send(Welcome(attempt=record.attempt, nonce=record.nonce, run_id=record.run_id), (page.fd,))
+
+    def _listen(self) -> None:
+        while True:
+            message, fds = self._wire.receive()
+            self._handle(message, fds)
+
+    def _handle(self, message: object, fds: list[int]) -> None:
+        claimed = self.claimed
+        assert claimed is not None
+        match message:
+            case ArenaMessage():
+                # The arena before it under this index is free: its snapshot was answered.
+                old = self._arenas.pop(message.index, None)
+                if old is not None:
+                    old.close()
+                self._arenas[message.index] = Arena(fds[0])
+            case Snapshot():
+                claimed.persister.submit(Task(message, self._arenas[message.index]))
+                if message.hold and self._standing is not None:
+                    claimed.persister.release(Reason.EMERGENCY)
+            case Events():
+                for record in message.records:
+                    if record.get("kind") == "exception":
+                        self.exception = str(record.get("text", ""))
+                    claimed.events.add(record)
+            case NoticeHeard():
+                self._heard(message)
+            case Bye():
+                self.outcome = message.outcome
+                msg = "the script has ended"
+                raise Closed(msg)
+            case _:
+                msg = f"unexpected {type(message).__name__}"
+                raise Closed(msg)
+
+    def _finish(self, claimed: Claimed) -> None:
+        """The trainer is gone: what is complete becomes durable."""
+        persister = claimed.persister
+        persister.release(Reason.EMERGENCY if self._standing else Reason.INTERVAL)
+        if not persister.drain(DRAIN_S):
+            self._say(f"gave up after {DRAIN_S:.0f} s: {persister.last_error or 'the store does not answer'}")
+        persister.stop()
+        claimed.heartbeat.stop()
+        self._record("end", outcome=self.outcome or "killed")
+        try:
+            claimed.events.flush()
+        except OutlastError as error:
+            self._say(f"the last events were not written: {error}")
+
+    def _answer(self, saved: Saved) -> None:
+        try:
+            self._wire.send(saved)
+        except Closed:
+            pass  # the trainer is gone; what it handed over is being made durable all the same
+
+    def _superseded(self, why: str) -> None:
+        self._say(why)
+        if self.claimed is not None:
+            self.claimed.page[Word.STOP] = Stop.SUPERSEDED
+
+    def _show(self, page: ControlPage) -> None:
+        if page[Word.STOP] == Stop.SUPERSEDED:
+            return
+        standing = self._standing
+        page[Word.DEADLINE_NS] = standing.deadline_ns if standing else 0
+        page[Word.STOP] = Stop.LEAVE if standing else Stop.NO
+
+    def _record(self, kind: str, **fields: Json) -> None:
+        claimed = self.claimed
+        if claimed is None:
+            return
+        claimed.events.add({
+            "kind": kind,
+            "utc": utc_now(),
+            "attempt": claimed.record.attempt,
+            "step": claimed.page[Word.STEPS],
+            **fields,
+        })
+
+
+def new_run_id() -> str:
+    """A name for a run that no other run has: 16 random hex digits."""
+    return os.urandom(8).hex()

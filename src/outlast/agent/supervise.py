@@ -1,0 +1,219 @@
+"""`outlast run`: be the node's agent, start the training script, and start it again by the table of exit codes."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from outlast._errors import ConfigError
+from outlast._say import say
+from outlast.agent.server import Loop
+from outlast.agent.session import Session
+from outlast.agent.wire import Wire, peer_is_me
+from outlast.notice.base import Notice
+from outlast.notice.watch import watch_machine
+from outlast.policy.restart import (
+    MAX_RESTARTS,
+    STORE_WAIT_S,
+    End,
+    Outcome,
+    Relaunch,
+    StandingNotice,
+    WaitNotice,
+    decide,
+)
+
+
+@dataclass
+class _History:
+    """What the decisions remember from one launch of the script to the next."""
+
+    restarts: int = 0
+    store_tries: int = 0
+    store_since_s: float | None = None
+    exception: str | None = None
+    durable: str | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How one launch of the script ended."""
+
+    returncode: int
+    exception: str | None
+    durable: str | None
+    attempt: int
+
+
+def supervise(
+    command: Sequence[str],
+    *,
+    store: str | None = None,
+    max_restarts: int = MAX_RESTARTS,
+    resume: str | None = None,
+    take_over: bool = False,
+    store_wait_s: float = STORE_WAIT_S,
+) -> int:
+    """Run `command` until it is done, and return the exit code to end with.
+
+    The script finds this agent by an abstract socket whose name it gets in its environment: it has no place in a
+    filesystem, goes with this process, and only this user's processes are answered.
+
+    Raises:
+        ConfigError: the command cannot be started.
+    """
+    name = f"outlast-{os.getuid()}-{secrets.token_hex(8)}"
+    env = {**os.environ, "OUTLAST_AGENT": name, "OUTLAST_LAUNCH_ID": secrets.token_hex(8)}
+    if store is not None:
+        env["OUTLAST_STORE"] = store
+    if resume is not None:
+        env["OUTLAST_RESUME"] = resume
+    if take_over:
+        env["OUTLAST_TAKE_OVER"] = "1"
+    loop = Loop(watch_machine(os.environ))
+    interrupts = _Interrupts()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(f"\0{name}")
+    listener.listen()
+    history = _History()
+    try:
+        while True:
+            ended = _launch(command, env, listener, loop, interrupts)
+            env.pop("OUTLAST_TAKE_OVER", None)  # once: what this launch has started is its own from now on
+            code = _what_next(ended, history, loop, max_restarts=max_restarts, store_wait_s=store_wait_s)
+            if code is not None:
+                return code
+    finally:
+        listener.close()
+
+
+class _Interrupts:
+    """Ctrl-C reaches the whole terminal group: the trainer answers it, the agent only passes on that it came."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        self.count += 1
+
+
+def _launch(
+    command: Sequence[str],
+    env: dict[str, str],
+    listener: socket.socket,
+    loop: Loop,
+    interrupts: _Interrupts,
+) -> _Ended:
+    """Start the script once, serve it until it has ended and what it handed over is durable."""
+    seen_interrupts = interrupts.count
+    try:
+        child = subprocess.Popen(list(command), env=env)
+    except OSError as error:
+        msg = f"cannot start {command[0]!r}: {error.strerror}. Give the command after --: outlast run -- python train.py"
+        raise ConfigError(msg) from error
+    pidfd = os.pidfd_open(child.pid)
+    session: Session | None = None
+    attempt = 0
+    try:
+        while child.poll() is None:
+            loop.wait(session, (listener.fileno(), pidfd), lambda: interrupts.count > seen_interrupts)
+            if interrupts.count > seen_interrupts:
+                seen_interrupts = interrupts.count
+                if session is not None:
+                    session.interrupt()
+            session = _accept(listener, session, loop)
+    finally:
+        os.close(pidfd)
+    if session is None:
+        return _Ended(child.returncode, None, None, 0)
+    session.trainer_gone()
+    loop.wait(session, (), session.done.is_set)
+    claimed = session.claimed
+    durable = claimed.persister.durable if claimed else None
+    attempt = claimed.record.attempt if claimed else 0
+    exception = session.exception
+    session.close()
+    return _Ended(child.returncode, exception, durable.name if durable else None, attempt)
+
+
+def _accept(listener: socket.socket, session: Session | None, loop: Loop) -> Session | None:
+    """Take the trainer's connection. While one is served another gets none, and starts an agent of its own."""
+    listener.setblocking(False)
+    try:
+        connection, _ = listener.accept()
+    except BlockingIOError:
+        return session
+    if (session is not None and not session.done.is_set()) or not peer_is_me(connection):
+        connection.close()
+        return session
+    if session is not None:
+        session.close()
+    return Session(Wire(connection), say=say, heard=loop.trainer_heard)
+
+
+def _what_next(
+    ended: _Ended, history: _History, loop: Loop, *, max_restarts: int, store_wait_s: float
+) -> int | None:
+    """Carry out what the policy decides: None to start again, else the exit code."""
+    history.attempts = max(history.attempts, ended.attempt)
+    new_checkpoint = ended.durable is not None and ended.durable != history.durable
+    now = time.monotonic()
+    if ended.returncode == os.EX_IOERR:
+        history.store_since_s = history.store_since_s or now
+    else:
+        history.store_since_s, history.store_tries = None, 0
+    exception = ended.exception
+    if exception is None and ended.attempt == 0 and ended.returncode > 0:
+        exception = f"exit code {ended.returncode} before outlast.Run was reached"
+    while True:
+        now = time.monotonic()
+        outcome = Outcome(
+            returncode=ended.returncode,
+            notices=tuple(_as_heard(notice, now) for notice in loop.notices),
+            restarts=history.restarts,
+            max_restarts=max_restarts,
+            store_tries=history.store_tries,
+            store_waited_s=now - history.store_since_s if history.store_since_s else 0.0,
+            store_wait_s=store_wait_s,
+            earlier_attempt=history.attempts > 0,
+            exception=exception,
+            previous_exception=history.exception,
+            new_checkpoint=new_checkpoint,
+        )
+        action = decide(outcome, random.random())  # noqa: S311 - spreads retries, guards nothing
+        match action:
+            case End():
+                if action.code != 0:
+                    say(f"ending with {action.code}: {action.why}")
+                return action.code
+            case WaitNotice():
+                say(action.why)
+                until = now + (action.at_most_s if action.at_most_s is not None else 3600.0)
+                before = loop.notices
+                loop.wait(None, (), lambda until=until, before=before: time.monotonic() >= until or loop.notices != before)
+            case Relaunch():
+                say(f"starting again: {action.why}")
+                if ended.returncode == os.EX_IOERR:
+                    history.store_tries += 1
+                history.restarts += action.counts
+                history.exception = exception
+                history.durable = ended.durable or history.durable
+                until = now + action.after_s
+                before = loop.notices
+                loop.wait(None, (), lambda until=until, before=before: time.monotonic() >= until or loop.notices != before)
+                if loop.notices == before:
+                    return None
+
+
+def _as_heard(notice: Notice, now_s: float) -> StandingNotice:
+    past_s = now_s - notice.deadline_s if notice.deadline_s is not None else None
+    return StandingNotice(notice.kind, notice.cancelled, past_s)

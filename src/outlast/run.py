@@ -1,0 +1,587 @@
+"""`Run`: what a training script touches."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NoReturn
+
+import torch
+
+from outlast import _config, _process
+from outlast._errors import (
+    EXIT_INTERRUPTED,
+    ConfigError,
+    NotYetAvailable,
+    OutlastError,
+    Preempted,
+    StoreError,
+    Superseded,
+)
+from outlast._say import say
+from outlast._types import Guarantee, Json, Reason
+from outlast.agent.claim import utc_now
+from outlast.agent.control import Phase, Stop, Word
+from outlast.agent.link import Link
+from outlast.agent.protocol import PROTOCOL, Ending, Hello
+from outlast.data.source import Source, take_over
+from outlast.notice.signals import grace_s
+from outlast.state.capture import capture_states, check_states
+from outlast.state.rng import capture_rng, restore_rng
+from outlast.state.settings import describe, differences
+from outlast.state.steps import StepWatch
+from outlast.state.table import TensorTable
+from outlast.state.tree import encode
+from outlast.trainer.batches import Batches
+from outlast.trainer.resume import Promise, Resumed, open_run
+from outlast.trainer.saver import Saver, Whole
+from outlast.trainer.signals import Signals
+from outlast.trainer.vars import Vars, release_vars, restore_vars, values_of
+
+_FLUSH_S = 1.0
+"""Metrics travel to the agent at least this often."""
+
+_active: list[Run] = []
+"""The run of this process, until it is finished."""
+
+
+class Run:
+    """A training run that survives interruption.
+
+    Made once all objects that change while training exist. Everything that is handed in is saved together at safe
+    points and comes back together: the weights and the optimizer are those of the same step as the data position and
+    the random generators. If the store holds a checkpoint of this run, the objects are as saved once this returns.
+
+    Args:
+        name_or_url: the run's place: a URL or path, or a name under `$OUTLAST_STORE`. See docs/settings.md.
+        resume: "auto" resumes what is there, else starts; "must" needs a checkpoint; "never" starts a new run.
+        save_every: between two saves: seconds, a `timedelta`, a text ("5m", "25 steps"), or "auto" (5 minutes).
+        seed: of the data order; default `torch.initial_seed()`, so `torch.manual_seed` decides it.
+        max_lost_work: not there yet, as `keep_last`, `keep_every`, `keep_best`, `host_memory`,
+            `verify_snapshots`, `snapshot`, `on_store_loss` and `allow_local_store`.
+        **state: what changes while training, by names of your choice: modules, optimizers, schedulers, anything with
+            `state_dict()` and `load_state_dict()`, or `outlast.Value(x)`.
+
+    Attributes:
+        epoch: the epoch that the loop is in, from 0.
+        step: optimizer updates so far.
+        attempt: which start of this run this is, from 1.
+        resumed: whether it continues from a checkpoint.
+        guarantee: what the resume promises; `BIT_EXACT` for a fresh start.
+        vars: plain values that are saved as well: `run.vars.best = 0.0`.
+
+    Raises:
+        ConfigError: of one kind or another; ends the script with exit code 78 if nothing catches it.
+        StoreError: the store is out of reach, refuses or is full; exit code 74.
+    """
+
+    def __init__(
+        self,
+        name_or_url: str | None = None,
+        *,
+        resume: Literal["auto", "must", "never"] = "auto",
+        save_every: float | timedelta | str = "auto",
+        max_lost_work: Any = None,
+        keep_last: Any = None,
+        keep_every: Any = None,
+        keep_best: Any = None,
+        host_memory: Any = None,
+        verify_snapshots: Any = None,
+        snapshot: Any = None,
+        on_store_loss: Any = None,
+        allow_local_store: Any = None,
+        seed: int | None = None,
+        **state: Any,
+    ) -> None:
+        sys.excepthook = _end_by_exception
+        _config.reject_unavailable(
+            max_lost_work=max_lost_work,
+            keep_last=keep_last,
+            keep_every=keep_every,
+            keep_best=keep_best,
+            host_memory=host_memory,
+            verify_snapshots=verify_snapshots,
+            snapshot=snapshot,
+            on_store_loss=on_store_loss,
+            allow_local_store=allow_local_store,
+        )
+        if _active:
+            msg = "this process has an unfinished outlast.Run already; one run per process, or finish the first"
+            raise ConfigError(msg)
+        check_states(state)
+        env = os.environ
+        world = _process.world(env)
+        if world.size > 1:
+            msg = f"{world.size} ranks: training on several ranks is not there yet; start the script as one process"
+            raise NotYetAvailable(msg)
+        place = _config.resolve_place(name_or_url, env, sys.argv, Path.cwd())
+        every = _config.save_every(save_every, env)
+
+        self.epoch = 0
+        self.step = 0
+        self.resumed = False
+        self.vars = Vars()
+        self._states = state
+        self._watch = StepWatch(state)
+        self._settings = describe(state)
+        self._seed = (torch.initial_seed() if seed is None else seed) & (2**63 - 1)
+        self._signals = Signals(grace_s(env))
+        self._loop: Literal["epochs", "flat", "steps"] | None = None
+        self._in_batches = False
+        self._tail_open = False
+        self._batches_ran_in_epoch = -1
+        self._source: Source | None = None
+        self._sources: dict[int, tuple[object, Source]] = {}
+        self._source_position: object = None
+        self._reading = False
+        self._user_save: bool | None = None
+        self._finished = False
+        self._done = False
+        self._ending: Ending = "ended"
+        self._since_snapshot = 0
+        self._flushed_s = 0.0
+
+        self._link = Link(
+            Hello(
+                protocol=PROTOCOL,
+                trainer=_process.process_id(),
+                rank=0,
+                world_size=1,
+                global_batch=None,
+                url=place.url,
+                resume=_config.resume_mode(resume, env),
+                take_over=env.get("OUTLAST_TAKE_OVER") == "1",
+                launch_id=_process.launch_id(env),
+                job_id=_process.job_id(env),
+                interval_s=every.seconds,
+                interval_steps=every.steps,
+                settings=self._settings,
+                rejoin=None,
+            )
+        )
+        self._resumed, offer = open_run(self._link, state, self._watch, self._settings)
+        assert self._link.welcome is not None
+        self.attempt = self._link.welcome.attempt
+        self._saver = Saver(self._link, every, self._gather)
+        _active.append(self)
+        atexit.register(self._at_exit)
+        self._signals.tell(self._link.notice)
+        if place.note:
+            say(place.note)
+        for note in self._watch.notes:
+            say(note)
+        if self._resumed is None:
+            say(f"{offer.url}: attempt {self.attempt}, starting at step 0")
+        else:
+            self._continue(self._resumed)
+            say(f"{offer.url}: attempt {self.attempt}, resuming from {self._resumed.checkpoint}")
+        self._saver.start(self.step)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What the resume promises; final once the loop has begun."""
+        return self._resumed.promise.guarantee if self._resumed else Guarantee.BIT_EXACT
+
+    def epochs(self, n: int) -> Iterator[int]:
+        """Iterate the epochs that are left of `n`; the one that was interrupted comes first.
+
+        What follows the batches in the body (validation, `scheduler.step()`) is the epoch's tail: a run that is
+        interrupted there enters the same epoch again with no batches left, and runs the tail whole.
+        """
+        self._enter("epochs", done=self.epoch >= n)
+        while self.epoch < n:
+            yield self.epoch
+            self._close_epoch()
+        self._finish()
+
+    def batches(self, loader: Any, *, epochs: int | None = None, steps: int | None = None) -> Batches[Any]:
+        """Iterate the loader's batches, from where the last attempt stopped.
+
+        Inside `run.epochs` this is one epoch. Elsewhere it is the whole loop: `epochs` of them (default 1), or
+        until `steps` optimizer updates are done.
+        """
+        source = self._take(loader)
+        return Batches(lambda: self._iterate(source, epochs, steps), source.__len__)
+
+    def enumerate(self, loader: Any, *, epochs: int | None = None, steps: int | None = None) -> Batches[Any]:
+        """`batches` with each batch's true index in its epoch: (i, batch)."""
+        source = self._take(loader)
+
+        def numbered() -> Iterator[tuple[int, Any]]:
+            for batch in self._iterate(source, epochs, steps):
+                yield source.batches_done - 1, batch
+
+        return Batches(numbered, source.__len__)
+
+    def steps(self, n: int) -> Iterator[int]:
+        """Iterate the steps that are left of `n`, for a loop that needs no loader; each is one optimizer update.
+
+        The body draws its data from `run.step` and the global generators, which are as they were.
+        """
+        self._enter("steps", done=self.step >= n)
+        self._begin_reading(None)
+        while self.step < n:
+            yield self.step
+            self._boundary(always=True)
+        self._finish()
+
+    def safe_point(self) -> None:
+        """Say that the state is whole here: between two steps of a loop of your own.
+
+        Inside `run.batches` and `run.steps` this is not needed. In an epoch's tail it does nothing.
+        """
+        if self._loop is None:
+            self._enter("steps", done=False)
+            self._begin_reading(None)
+        if not self._tail_open:
+            self._boundary(always=True)
+
+    def save(self, *, pin: bool = False) -> None:
+        """Save at the next safe point, or at once when no loop runs. A pinned checkpoint is never deleted."""
+        if self._reading or self._loop is not None:
+            self._user_save = pin or bool(self._user_save)
+            return
+        number = self._saver.take(self.step, Reason.USER, pinned=pin)
+        self._wait_saved(number, "the save is durable")
+
+    def log(self, **metrics: float) -> None:
+        """Record metrics of the present step; they are durable before the checkpoint of a later step is."""
+        values = {name: _as_number(name, value) for name, value in metrics.items()}
+        record: dict[str, object] = {
+            "kind": "metrics",
+            "utc": utc_now(),
+            "attempt": self.attempt,
+            "step": self.step,
+            "values": values,
+        }
+        self._link.add_events([record])
+
+    def should_stop(self) -> bool:
+        """Whether this machine goes away or Ctrl-C came: long evaluation may ask, and return early."""
+        signals, page = self._signals, self._page
+        return signals.stop or signals.interrupted or page[Word.STOP] != Stop.NO or page[Word.INTERRUPTS] > 0
+
+    # ------------------------------------------------------------------ the loop
+
+    def _enter(self, loop: Literal["epochs", "flat", "steps"], *, done: bool) -> None:
+        if self._loop is not None:
+            msg = f"a run has one loop: run.{self._loop}(...) has begun already, and run.{loop}(...) would begin another"
+            raise ConfigError(msg)
+        release_vars(self.vars)
+        if done:
+            say(f"this run is finished: epoch {self.epoch}, step {self.step}; there is nothing to train")
+            return
+        self._loop = loop
+        self._signals.at_once = False
+        self._page[Word.PHASE] = Phase.TRAINING
+        self._page[Word.SAFE_POINT_NS] = time.monotonic_ns()
+        self._saver.start(self.step)
+        if self.should_stop():
+            self._leave()
+
+    def _iterate(self, source: Source, epochs: int | None, steps: int | None) -> Iterator[Any]:
+        if self._loop == "epochs":
+            yield from self._one_epoch(source, None)
+            return
+        most = 1 if epochs is None and steps is None else epochs
+        over = (most is not None and self.epoch >= most) or (steps is not None and self.step >= steps)
+        self._enter("flat", done=over)
+        while not over:
+            yield from self._one_epoch(source, steps)
+            over = steps is not None and self.step >= steps
+            if not over:
+                self._close_epoch()
+                over = most is not None and self.epoch >= most
+        self._finish()
+
+    def _one_epoch(self, source: Source, steps: int | None) -> Iterator[Any]:
+        if self._batches_ran_in_epoch == self.epoch:
+            msg = (
+                f"a second run.batches in epoch {self.epoch}: after a resume, what lies between the two loops would run "
+                "again. Use one loop per epoch, or one epoch of run.epochs for each"
+            )
+            raise ConfigError(msg)
+        self._batches_ran_in_epoch = self.epoch
+        if self._tail_open:  # the last attempt was interrupted in this epoch's tail
+            self._begin_reading(None)
+            return
+        self._source = source
+        iterator = source.begin(self.epoch, self._source_position)
+        self._begin_reading(source)
+        while True:
+            batch = self._next(iterator)
+            if batch is _END:
+                break
+            yield batch
+            self._boundary()
+            if steps is not None and self.step >= steps:
+                return
+        self._reading = False
+        self._source, self._source_position = None, None
+        self._tail_open = True
+        if self._loop == "epochs":
+            self._page[Word.PHASE] = Phase.TAIL
+            self._saver.take(self.step, Reason.INTERVAL, hold=True)
+
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        try:
+            return next(iterator)
+        except StopIteration:
+            return _END
+        except RuntimeError:
+            if self.should_stop():  # a SIGTERM to the whole group took the loader's workers first
+                self._leave()
+            raise
+
+    def _boundary(self, *, always: bool = False) -> None:
+        """The loop asks for the next batch: a safe point, if an optimizer has stepped since the last one."""
+        page = self._page
+        page[Word.BATCHES] += 1
+        if not (self._watch.stepped() or always):
+            return
+        self.step += 1
+        self._since_snapshot += 1
+        page[Word.STEPS] = self.step
+        page[Word.SAFE_POINT_BATCHES] = page[Word.BATCHES]
+        page[Word.SAFE_POINT_NS] = now_ns = time.monotonic_ns()
+        self._at_safe_point()
+        self._watch.mark()
+        self._watch.due = self._saver.is_due_next(self.step)
+        if now_ns / 1e9 - self._flushed_s >= _FLUSH_S:
+            self._flushed_s = now_ns / 1e9
+            self._link.flush_events()
+
+    def _at_safe_point(self) -> None:
+        if self.should_stop():
+            self._leave()
+        if self._user_save is not None:
+            if self._saver.take(self.step, Reason.USER, pinned=self._user_save) is not None:
+                self._user_save, self._since_snapshot = None, 0
+        elif self._saver.is_due(self.step):
+            if self._saver.take(self.step, Reason.INTERVAL) is not None:
+                self._since_snapshot = 0
+        else:
+            self._link.raise_if_lost()
+            self._saver.prepare()
+
+    def _close_epoch(self) -> None:
+        """The body of an epoch is over: what its tail changed belongs to the next epoch's beginning."""
+        self.epoch += 1
+        self._tail_open, self._reading = False, False
+        self._source, self._source_position = None, None
+        if self._watch.stepped():
+            self.step += 1
+        self._since_snapshot += 1
+        page = self._page
+        page[Word.PHASE] = Phase.TRAINING
+        page[Word.STEPS] = self.step
+        page[Word.SAFE_POINT_BATCHES] = page[Word.BATCHES]
+        page[Word.SAFE_POINT_NS] = time.monotonic_ns()
+        before = self._since_snapshot
+        self._at_safe_point()
+        if self._loop == "epochs" and self._since_snapshot == before:
+            self._saver.take(self.step, Reason.INTERVAL, hold=True)
+        self._watch.mark()
+
+    def _begin_reading(self, source: Source | None) -> None:
+        """The loop's first look at data in this attempt: the last moment at which generators are put back."""
+        self._reading = True
+        resumed = self._resumed
+        if resumed is None or resumed.rng is None:
+            return
+        if source is not None:
+            self._compare_data(resumed, source)
+        restore_rng(resumed.rng, resumed.rng_tensors)
+        resumed.rng, resumed.rng_tensors = None, {}
+        text = resumed.promise.text()
+        say(f"resumed at epoch {self.epoch}, step {self.step}: {text}")
+        record: dict[str, object] = {
+            "kind": "resume",
+            "utc": utc_now(),
+            "attempt": self.attempt,
+            "step": self.step,
+            "checkpoint": resumed.checkpoint,
+            "guarantee": resumed.promise.guarantee.label,
+            "why": text,
+        }
+        self._link.add_events([record])
+
+    def _compare_data(self, resumed: Resumed, source: Source) -> None:
+        was = resumed.settings.get("data")
+        if was is not None:
+            for difference in differences({"data": was}, {"data": source.describe()}):
+                say(f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}")
+        guarantee, reason = source.guarantee
+        resumed.promise.weaken(guarantee, reason)
+
+    def _take(self, loader: Any) -> Source:
+        known = self._sources.get(id(loader))
+        if known is not None:
+            return known[1]
+        source = take_over(loader, seed=self._seed)
+        for note in source.notes:
+            say(note)
+        self._sources[id(loader)] = (loader, source)  # keeps the loader, so that its id stays its own
+        return source
+
+    # ------------------------------------------------------------------ saving and leaving
+
+    def _gather(self, table: TensorTable) -> Whole:
+        """The whole state at this safe point."""
+        source = self._source
+        position = source.position() if source is not None else self._source_position
+        tree: dict[str, Json] = {
+            "states": capture_states(self._states, table),
+            "grads": self._watch.capture(table),
+            "rng": capture_rng(table),
+            "vars": encode(dict(values_of(self.vars)), "vars", table),
+            "source": encode(position, "source", table),
+        }
+        settings = self._settings
+        if source is not None:
+            settings = {**settings, "data": source.describe()}
+        elif self._resumed is not None and "data" in self._resumed.settings:
+            settings = {**settings, "data": self._resumed.settings["data"]}
+        plain: dict[str, Json] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "tail_open": self._tail_open,
+            "seed": self._seed,
+            "batches": source.batches_done if source is not None else None,
+            "samples": source.samples_done if source is not None else None,
+        }
+        return Whole(tree, plain, settings)
+
+    def _continue(self, resumed: Resumed) -> None:
+        position = resumed.position
+        self.resumed = True
+        self.step = int(position["step"])
+        self.epoch = int(position["epoch"])
+        self._tail_open = bool(position["tail_open"])
+        self._seed = int(position["seed"])
+        self._source_position = resumed.source_position
+        self._page[Word.STEPS] = self.step
+        restore_vars(self.vars, resumed.variables)
+        restore_rng(resumed.rng, resumed.rng_tensors)
+
+    def _leave(self) -> NoReturn:
+        """Save and end the script: this machine goes away, Ctrl-C came, or a newer attempt has taken over."""
+        page = self._page
+        if page[Word.STOP] == Stop.SUPERSEDED:
+            self._ending = "superseded"
+            msg = f"attempt {self.attempt} leaves at step {self.step}: a newer attempt has taken over"
+            say(msg)
+            raise Superseded(msg)
+        preempted = self._signals.stop or page[Word.STOP] == Stop.LEAVE
+        self._ending = "preempted" if preempted else "interrupted"
+        reason = Reason.EMERGENCY if preempted else Reason.USER
+        saved = True
+        if self._since_snapshot or not self.resumed:
+            number = self._saver.take(self.step, reason, deadline_s=self._deadline_s())
+            saved = number is not None and self._wait_saved(number, "the emergency save is durable")
+        self._signals.at_once = True
+        told = f"step {self.step} is durable" if saved else f"step {self.step} did not become durable in time"
+        say(f"leaving at epoch {self.epoch}: {told}")
+        if not preempted:
+            raise SystemExit(EXIT_INTERRUPTED)
+        raise Preempted(told)
+
+    def _finish(self) -> None:
+        """The loop is over: exit 0 must mean that its end is durable."""
+        if self._loop is None:
+            return
+        if self._since_snapshot or not self.resumed:
+            number = self._saver.take(self.step, Reason.FINAL, finished=True)
+            if not self._wait_saved(number, "the final state is durable"):
+                self._leave_unsaved()
+        self._loop, self._reading = None, False
+        self._finished, self._ending = True, "finished"
+        self._signals.at_once = True
+        self._page[Word.PHASE] = Phase.ENDED
+
+    def _leave_unsaved(self) -> NoReturn:
+        if self._page[Word.STOP] == Stop.SUPERSEDED:
+            self._leave()
+        self._ending = "preempted"
+        msg = f"step {self.step} did not become durable in time"
+        say(msg)
+        raise Preempted(msg)
+
+    def _wait_saved(self, number: int | None, why: str) -> bool:
+        """Wait until a snapshot is durable; False if a notice's deadline passed first."""
+        if number is None:
+            return False
+        saved = self._link.wait_saved(number, self._deadline_s, why)
+        if saved is None:
+            return False
+        if saved.checkpoint is None and self._page[Word.STOP] != Stop.SUPERSEDED:
+            msg = f"step {self.step} was not saved: {saved.error}"
+            raise StoreError(msg)
+        return saved.checkpoint is not None
+
+    def _deadline_s(self) -> float | None:
+        shared = self._page[Word.DEADLINE_NS]
+        found = [at for at in (shared / 1e9 if shared else None, self._signals.deadline_s) if at is not None]
+        return min(found, default=None)
+
+    def _at_exit(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        if self in _active:
+            _active.remove(self)
+        if self._ending == "ended" and self._since_snapshot and not _ended_by:
+            say(
+                f"warning: the script ends at step {self.step} and its loop was left before its end; what came after the "
+                "last save is not durable. Let the loop end by itself (run.epochs(n), run.batches(..., steps=n), "
+                "run.steps(n)), or call run.save() after it"
+            )
+        if _ended_by:
+            self._ending = "error" if self._ending == "ended" else self._ending
+            text: dict[str, object] = {"kind": "exception", "utc": utc_now(), "attempt": self.attempt, "step": self.step}
+            self._link.add_events([{**text, "text": _ended_by[-1]}])
+        if not self._signals.abandon:
+            self._link.close(self._ending)
+
+    @property
+    def _page(self) -> Any:
+        page = self._link.page
+        assert page is not None
+        return page
+
+
+_END = object()
+_ended_by: list[str] = []
+"""What ended the script, if an exception did."""
+
+
+def _end_by_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Give our errors their exit codes, and note what ended the script for the one who decides on a relaunch."""
+    _ended_by.append(f"{kind.__name__}: {error}"[:1000])
+    if isinstance(error, OutlastError):
+        say(f"{kind.__name__}: {error}")
+        raise SystemExit(error.exit_code)
+    sys.__excepthook__(kind, error, trace)
+    if issubclass(kind, KeyboardInterrupt):
+        raise SystemExit(EXIT_INTERRUPTED)
+
+
+def _as_number(name: str, value: Any) -> float:
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    if isinstance(value, (bool, int, float)):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        msg = f"run.log({name}={value!r}): expected a number"
+        raise ConfigError(msg) from None
+
+
+__all__ = ["Promise", "Run"]

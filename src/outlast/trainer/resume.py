@@ -1,0 +1,124 @@
+"""Open a run: ask the agent what is saved, check that it fits, and put it into the live objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from outlast._say import say
+from outlast._types import Guarantee, Json
+from outlast.agent.link import Link
+from outlast.agent.protocol import Offer
+from outlast.snapshot.arena import Arena
+from outlast.snapshot.stager import views, wants
+from outlast.state.restore import check_fit, restore_states
+from outlast.state.rng import restore_rng
+from outlast.state.settings import differences
+from outlast.state.steps import StepWatch
+from outlast.state.tree import decode
+
+
+@dataclass
+class Promise:
+    """What a resume promises so far: the weakest of its parts, each with its reason."""
+
+    guarantee: Guarantee = Guarantee.BIT_EXACT
+    reasons: list[str] = field(default_factory=list)
+
+    def weaken(self, guarantee: Guarantee, reason: str) -> None:
+        """Lower the promise to `guarantee`, if it is higher."""
+        if guarantee < Guarantee.BIT_EXACT:
+            self.reasons.append(reason)
+        self.guarantee = min(self.guarantee, guarantee)
+
+    def text(self) -> str:
+        """For people: the name, and why."""
+        why = "; ".join(self.reasons) if self.reasons else "all state, the data position and every generator are restored"
+        return f"{self.guarantee.label} ({why})"
+
+
+@dataclass
+class Resumed:
+    """What came back, beside what now is in the live objects."""
+
+    checkpoint: str
+    step: int
+    finished: bool
+    position: dict[str, Json]
+    settings: dict[str, Json]
+    variables: dict[str, object]
+    source_position: object
+    rng: Json
+    rng_tensors: dict[str, torch.Tensor]
+    promise: Promise
+
+
+def open_run(
+    link: Link, states: Mapping[str, object], watch: StepWatch, settings: dict[str, Json]
+) -> tuple[Resumed | None, Offer]:
+    """Resume from the newest whole checkpoint that the agent offers, or start afresh.
+
+    Raises:
+        StateMismatch: what is saved does not fit; nothing has been changed, neither here nor on the store.
+        OutlastError: whatever else the agent refuses with.
+    """
+    offer = link.offer()
+    while True:
+        for note in offer.notes:
+            say(f"damaged, not used: {note}")
+        if offer.checkpoint is None:
+            older = link.accept((), None)
+            if older is None:
+                return None, offer
+        else:
+            check_fit(states, offer.tree["states"], offer.tensors, f"{offer.run_id} ({offer.checkpoint})", offer.url)
+            wanted, size_bytes = wants(offer.tensors)
+            arena = Arena.create(size_bytes)
+            older = link.accept(wanted, arena)
+            if older is None:
+                tensors = views(arena, offer.tensors, wanted)
+                resumed = _restore(offer, tensors, states, watch, settings)
+                del tensors
+                arena.close()
+                return resumed, offer
+            arena.close()
+        offer = older
+
+
+def _restore(
+    offer: Offer,
+    tensors: dict[str, torch.Tensor],
+    states: Mapping[str, object],
+    watch: StepWatch,
+    settings: dict[str, Json],
+) -> Resumed:
+    assert offer.checkpoint is not None
+    promise = Promise()
+    tree = offer.tree
+    for note in restore_states(states, tree["states"], tensors):
+        promise.weaken(Guarantee.APPROXIMATE, note)
+    watch.restore(tree["grads"], tensors)
+    for difference in differences(offer.settings, settings):
+        say(f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}")
+        if difference.breaks_bits:
+            promise.weaken(Guarantee.SAME_ORDER, f"{difference.name} was {difference.old!r}, is {difference.new!r}")
+    for note in restore_rng(tree["rng"], tensors):
+        promise.weaken(Guarantee.SAME_ORDER, note)
+    rng_tensors = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith("rng/")}
+    own = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith(("vars/", "source/"))}
+    variables = decode(tree["vars"], own)
+    assert isinstance(variables, dict)
+    return Resumed(
+        checkpoint=offer.checkpoint,
+        step=offer.step,
+        finished=offer.finished,
+        position=offer.position,
+        settings=offer.settings,
+        variables=variables,
+        source_position=decode(tree["source"], own),
+        rng=tree["rng"],
+        rng_tensors=rng_tensors,
+        promise=promise,
+    )

@@ -1,0 +1,148 @@
+"""When a snapshot is taken, and how it gets into an arena and to the agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from outlast._config import Every
+from outlast._say import say
+from outlast._types import Json, Reason
+from outlast.agent.link import Link
+from outlast.agent.protocol import Snapshot
+from outlast.snapshot.arena import Arena
+from outlast.snapshot.stager import layout, stage
+from outlast.state.table import TensorTable
+
+_ARENAS = 2
+_HEADROOM = 1.02
+"""An arena is made a little larger than needed, so that a state that grows by a few values fits again."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A complete state: plain values with tensors referred to, and the position in plain words."""
+
+    tree: Json
+    position: Json
+    settings: dict[str, Json]
+
+
+class Saver:
+    """Takes snapshots at safe points. Used in the main thread only."""
+
+    def __init__(self, link: Link, every: Every, gather: Callable[[TensorTable], Whole]) -> None:
+        self._link = link
+        self._every = every
+        self._gather = gather
+        self._arenas: dict[int, Arena] = {}
+        self._number = 0
+        self._repeat: tuple[int, int] = (-1, 0)
+        self._last_s = time.monotonic()
+        self._last_step = 0
+        self._step_s = 0.0
+        self._boundary_s = self._last_s
+        self._late_said = False
+
+    def start(self, step: int) -> None:
+        """Count intervals from here."""
+        self._last_s = self._boundary_s = time.monotonic()
+        self._last_step = step
+
+    def is_due(self, step: int) -> bool:
+        """Whether an interval has passed at this safe point."""
+        if self._every.steps is not None:
+            return step - self._last_step >= self._every.steps
+        assert self._every.seconds is not None
+        return time.monotonic() - self._last_s >= self._every.seconds
+
+    def is_due_next(self, step: int) -> bool:
+        """Whether the next safe point may be due, so that what only a save needs is recorded from here on."""
+        now = time.monotonic()
+        self._step_s, self._boundary_s = now - self._boundary_s, now
+        if self._every.steps is not None:
+            return step + 1 - self._last_step >= self._every.steps
+        assert self._every.seconds is not None
+        return now + 2 * self._step_s - self._last_s >= self._every.seconds
+
+    def take(
+        self,
+        step: int,
+        reason: Reason,
+        *,
+        hold: bool = False,
+        pinned: bool = False,
+        finished: bool = False,
+        deadline_s: float | None = None,
+    ) -> int | None:
+        """Copy the state into an arena and hand it over; None where no arena became free in time.
+
+        An interval save and a held one do not wait: the next safe point tries again.
+        """
+        table = TensorTable()
+        with torch.no_grad():
+            whole = self._gather(table)
+            planned = layout(table.entries)
+            index = self._free_arena(planned.size_bytes, wait=not hold and reason is not Reason.INTERVAL, deadline_s=deadline_s)
+            if index is None:
+                if not self._late_said and not hold:
+                    self._late_said = True
+                    say("a save takes longer than the interval between two; saving as often as the store allows")
+                return None
+            stage(table.entries, planned, self._arenas[index])
+        self._number += 1
+        repeat = self._repeat[1] + 1 if self._repeat[0] == step else 0
+        self._repeat = (step, repeat)
+        self._link.submit(
+            Snapshot(
+                number=self._number,
+                index=index,
+                step=step,
+                repeat=repeat,
+                reason=reason,
+                pinned=pinned,
+                finished=finished,
+                hold=hold,
+                tree=whole.tree,
+                position=whole.position,
+                settings=whole.settings,
+                tensors=planned.placed,
+            )
+        )
+        if not hold:
+            self.start(step)
+        return self._number
+
+    def prepare(self) -> None:
+        """Make both arenas and touch their pages in the background, so that the first save is not slow."""
+        if self._arenas:
+            return
+        table = TensorTable()
+        with torch.no_grad():
+            self._gather(table)
+            size = layout(table.entries).size_bytes
+        for index in range(_ARENAS):
+            self._make_arena(index, size).populate()
+
+    def _free_arena(self, size_bytes: int, *, wait: bool, deadline_s: float | None) -> int | None:
+        timeout_s = 0.0 if not wait else None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
+        index = self._link.wait_free(tuple(range(_ARENAS)), timeout_s)
+        if index is None:
+            self._link.raise_if_lost()
+            return None
+        arena = self._arenas.get(index)
+        if arena is None or arena.size_bytes < size_bytes:
+            if arena is not None:
+                arena.close()
+            self._make_arena(index, size_bytes)
+        return index
+
+    def _make_arena(self, index: int, size_bytes: int) -> Arena:
+        arena = Arena.create(int(size_bytes * _HEADROOM))
+        self._arenas[index] = arena
+        self._link.add_arena(index, arena)
+        return arena
+

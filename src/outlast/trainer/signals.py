@@ -1,0 +1,92 @@
+"""What signals do to a trainer: they set flags, and the loop leaves at its next safe point."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from outlast._errors import EXIT_INTERRUPTED, Preempted
+from outlast._say import say
+
+_WORKER_GRACE_S = 20.0
+"""A forked worker of a foreign loader lives on so long after a SIGTERM that went to the whole group."""
+
+
+class Signals:
+    """SIGTERM, SIGUSR2 and SIGINT of this process.
+
+    Attributes:
+        stop: a signal asked to leave.
+        deadline_s: monotonic time at which the machine is expected to go.
+        interrupted: Ctrl-C came once.
+        abandon: Ctrl-C came twice: leave at once, wait for nothing.
+        at_once: whether there is nothing to save, so that a signal ends the script where it is.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self.stop = False
+        self.deadline_s: float | None = None
+        self.interrupted = False
+        self.abandon = False
+        self.at_once = True
+        self._grace_s = grace_s
+        self._pid = os.getpid()
+        self._heard: Callable[[str, float], None] | None = None
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(self._read, True)
+        if threading.current_thread() is not threading.main_thread():
+            say("outlast.Run was made outside the main thread: signals reach this run through its agent only")
+            return
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._terminate)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def tell(self, heard: Callable[[str, float], None]) -> None:
+        """From now on call `heard(source, grace_s)`, in a thread of its own, for each signal."""
+        self._heard = heard
+        threading.Thread(target=self._forward, name="outlast-signals", daemon=True).start()
+
+    def _forward(self) -> None:
+        # A handler runs between any two bytecodes of the main thread, which may hold any lock: it only writes here.
+        while number := os.read(self._read, 1):
+            if self._heard is not None:
+                self._heard(signal.Signals(number[0]).name, self._grace_s)
+
+    def _terminate(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            _worker_lives_on()
+            return
+        if self.deadline_s is None:
+            self.deadline_s = time.monotonic() + self._grace_s
+        self.stop = True
+        try:
+            os.write(self._write, bytes([number]))
+        except BlockingIOError:
+            pass  # it was told often enough
+        if self.at_once:
+            msg = f"{signal.Signals(number).name} outside of the training loop: what is saved stands"
+            raise Preempted(msg)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # the trainer answers Ctrl-C, its workers go on until it has
+        if self.interrupted or self.at_once:
+            self.abandon = self.interrupted
+            raise KeyboardInterrupt
+        self.interrupted = True
+        say("Ctrl-C: saving at the next safe point, then leaving; again to leave at once")
+
+
+def exit_interrupted() -> SystemExit:
+    """What ends a script after Ctrl-C."""
+    return SystemExit(EXIT_INTERRUPTED)
+
+
+def _worker_lives_on() -> None:
+    """In a forked loader worker: a SIGTERM to the group must not take the loader before the trainer has saved."""
+    threading.Timer(_WORKER_GRACE_S, os._exit, (128 + signal.SIGTERM,)).start()
