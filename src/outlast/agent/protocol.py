@@ -176,7 +176,6 @@ AnyMessage = (
     | Refuse
     | ArenaMessage
     | Snapshot
-    | Persist
     | Saved
     | Events
     | NoticeHeard
