@@ -30,7 +30,8 @@ def command_line(arguments: list[str]) -> App:
         version=lambda: version("outlast"),
         version_flags=["--version"],
     )
-    named = arguments[:1]
-    for name in named if named and named[0] in COMMANDS else COMMANDS:
-        app.command(import_module(f"outlast.cli.{name}").app, name=name)
+    first = arguments[0] if arguments else ""
+    for name in COMMANDS:
+        if first == name or first not in {*COMMANDS, "--version"}:
+            app.command(import_module(f"outlast.cli.{name}").app, name=name)
     return app
