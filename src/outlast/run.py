@@ -112,7 +112,9 @@ class Run:
             allow_local_store=allow_local_store,
         )
         if _active:
-            msg = "this process has an unfinished outlast.Run already; one run per process, or finish the first"
+            msg = (
+                "this process has an unfinished outlast.Run already; one run per process, or finish the first"
+            )
             raise ConfigError(msg)
         check_states(state)
         env = os.environ
@@ -195,6 +197,10 @@ class Run:
         interrupted there enters the same epoch again with no batches left, and runs the tail whole.
         """
         self._enter("epochs", done=self.epoch >= n)
+        if self._resumed is not None and not self._resumed.announced:
+            restore_rng(
+                self._resumed.rng, self._resumed.rng_tensors
+            )  # for a body that reads a loader of its own
         while self.epoch < n:
             yield self.epoch
             self._close_epoch()
@@ -225,7 +231,7 @@ class Run:
         The body draws its data from `run.step` and the global generators, which are as they were.
         """
         self._enter("steps", done=self.step >= n)
-        self._begin_reading(None)
+        self._begin_reading(None, own_loop=True)
         while self.step < n:
             yield self.step
             self._boundary(always=True)
@@ -238,7 +244,7 @@ class Run:
         """
         if self._loop is None:
             self._enter("steps", done=False)
-            self._begin_reading(None)
+            self._begin_reading(None, own_loop=True)
         if not self._tail_open:
             self._boundary(always=True)
 
@@ -372,6 +378,8 @@ class Run:
 
     def _close_epoch(self) -> None:
         """The body of an epoch is over: what its tail changed belongs to the next epoch's beginning."""
+        if self._resumed is not None and not self._resumed.announced:
+            self._announce(self._resumed)
         self.epoch += 1
         self._tail_open, self._reading = False, False
         self._source, self._source_position = None, None
@@ -389,16 +397,25 @@ class Run:
             self._saver.take(self.step, Reason.INTERVAL, hold=True)
         self._watch.mark()
 
-    def _begin_reading(self, source: Source | None) -> None:
+    def _begin_reading(self, source: Source | None, *, own_loop: bool = False) -> None:
         """The loop's first look at data in this attempt: the last moment at which generators are put back."""
         self._reading = True
         resumed = self._resumed
-        if resumed is None or resumed.rng is None:
+        if resumed is None or resumed.announced:
             return
+        restore_rng(resumed.rng, resumed.rng_tensors)
         if source is not None:
             self._compare_data(resumed, source)
-        restore_rng(resumed.rng, resumed.rng_tensors)
-        resumed.rng, resumed.rng_tensors = None, {}
+        if own_loop:
+            resumed.promise.reasons.append(
+                "as far as this loop draws its data from run.step and the global generators alone"
+            )
+        self._announce(resumed)
+
+    def _announce(self, resumed: Resumed) -> None:
+        """Say, once, what this resume promises."""
+        resumed.announced = True
+        resumed.rng_tensors = {}
         text = resumed.promise.text()
         say(f"resumed at epoch {self.epoch}, step {self.step}: {text}")
         record: dict[str, object] = {
@@ -416,7 +433,9 @@ class Run:
         was = resumed.settings.get("data")
         if was is not None:
             for difference in differences({"data": was}, {"data": source.describe()}):
-                say(f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}")
+                say(
+                    f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}"
+                )
         guarantee, reason = source.guarantee
         resumed.promise.weaken(guarantee, reason)
 
@@ -481,10 +500,12 @@ class Run:
         preempted = self._signals.stop or page[Word.STOP] == Stop.LEAVE
         self._ending = "preempted" if preempted else "interrupted"
         reason = Reason.EMERGENCY if preempted else Reason.USER
-        saved = True
-        if self._since_snapshot or not self.resumed:
+        number = self._saver.last_number
+        if self._since_snapshot or (number is None and not self.resumed):
             number = self._saver.take(self.step, reason, deadline_s=self._deadline_s())
             saved = number is not None and self._wait_saved(number, "the emergency save is durable")
+        else:
+            saved = number is None or self._wait_saved(number, "the last save is durable")
         self._signals.at_once = True
         told = f"step {self.step} is durable" if saved else f"step {self.step} did not become durable in time"
         say(f"leaving at epoch {self.epoch}: {told}")
@@ -496,7 +517,7 @@ class Run:
         """The loop is over: exit 0 must mean that its end is durable."""
         if self._loop is None:
             return
-        if self._since_snapshot or not self.resumed:
+        if self._since_snapshot or not (self._resumed and self._resumed.finished):
             number = self._saver.take(self.step, Reason.FINAL, finished=True)
             if not self._wait_saved(number, "the final state is durable"):
                 self._leave_unsaved()
@@ -544,7 +565,12 @@ class Run:
             )
         if _ended_by:
             self._ending = "error" if self._ending == "ended" else self._ending
-            text: dict[str, object] = {"kind": "exception", "utc": utc_now(), "attempt": self.attempt, "step": self.step}
+            text: dict[str, object] = {
+                "kind": "exception",
+                "utc": utc_now(),
+                "attempt": self.attempt,
+                "step": self.step,
+            }
             self._link.add_events([{**text, "text": _ended_by[-1]}])
         if not self._signals.abandon:
             self._link.close(self._ending)

@@ -40,13 +40,15 @@ class Heartbeat:
     def _run(self) -> None:
         agent = msgspec.to_builtins(process_id(os.getpid()))
         while True:
-            self._events.add({
-                "kind": "alive",
-                "utc": utc_now(),
-                "attempt": self._record.attempt,
-                "step": 0,
-                "agent": agent,
-            })
+            self._events.add(
+                {
+                    "kind": "alive",
+                    "utc": utc_now(),
+                    "attempt": self._record.attempt,
+                    "step": 0,
+                    "agent": agent,
+                }
+            )
             try:
                 self._events.flush()
                 why = superseded_by(self._store, self._record)

@@ -118,7 +118,9 @@ def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], No
                 return
             wait_s, why = waits.silent_s, "and cannot be asked from here: waiting whether it still writes"
         elif trainer:
-            raise RunAlive(_alive_message(store, record, claimant, f"its trainer is process {record.trainer.pid}"))
+            raise RunAlive(
+                _alive_message(store, record, claimant, f"its trainer is process {record.trainer.pid}")
+            )
         elif agent:
             if time.monotonic() - started >= waits.draining_s:
                 why = f"its agent is process {record.agent.pid}"

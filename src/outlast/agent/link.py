@@ -43,6 +43,8 @@ _NEW_AGENTS = 5
 _NEW_AGENTS_IN_S = 60.0
 """So many agents lost in such a time, and something kills them: then training must know."""
 _SAY_WAITING_S = 10.0
+_ANSWERS_KEPT = 16
+"""Answers that somebody may still ask for; at most two snapshots are under way at a time."""
 
 
 class Link:
@@ -54,6 +56,8 @@ class Link:
 
     def __init__(self, hello: Hello) -> None:
         self._hello = hello
+        self._wire: Wire | None
+        self._own_agent: subprocess.Popen[bytes] | None
         self._wire, self._own_agent = _connect()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -145,7 +149,7 @@ class Link:
                     say(f"waiting until {why}")
                     say_at_s = now + 60.0
                 self._changed.wait(0.1)
-            return self._saved.pop(number)
+            return self._saved[number]
 
     def add_events(self, records: list[dict[str, object]]) -> None:
         """Queue records; they travel with the next snapshot, or within a second."""
@@ -202,6 +206,7 @@ class Link:
                 with self._changed:
                     self._unsaved.pop(message.number, None)
                     self._saved[message.number] = message
+                    self._saved.pop(message.number - _ANSWERS_KEPT, None)
                     self._changed.notify_all()
 
     def _reconnect(self) -> bool:
@@ -241,7 +246,13 @@ class Link:
         with self._changed:
             old = self.page
             if old is not None:
-                for word in (Word.BATCHES, Word.STEPS, Word.SAFE_POINT_NS, Word.SAFE_POINT_BATCHES, Word.PHASE):
+                for word in (
+                    Word.BATCHES,
+                    Word.STEPS,
+                    Word.SAFE_POINT_NS,
+                    Word.SAFE_POINT_BATCHES,
+                    Word.PHASE,
+                ):
                     page[word] = old[word]
             self.page = page
             self._wire, self._own_agent = wire, process

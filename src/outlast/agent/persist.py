@@ -134,16 +134,23 @@ class Persister:
         """Save; while the store is away try again, unless a newer snapshot has come."""
         wait_s = RETRY_FIRST_S
         said_s = 0.0
+        header: SaveHeader | None = None
+        saved_utc = utc_now()
         while True:
             try:
-                name = self._save(task)
+                self._stop_if_superseded()
+                # Made once: a second try writes the same bytes under the same keys, which are immutable.
+                header = header or self._header(task.snapshot)
+                name = self._save(task, header, saved_utc)
             except StoreError as error:
                 now = time.monotonic()
                 self.failing_since_s = self.failing_since_s or now
                 self.last_error = str(error)
                 if now - said_s >= SAY_EVERY_S or said_s == 0.0:
                     said_s = now
-                    self._say(f"step {task.snapshot.step} is not durable: {error}. Training goes on; trying again.")
+                    self._say(
+                        f"step {task.snapshot.step} is not durable: {error}. Training goes on; trying again."
+                    )
             except OutlastError as error:  # nothing that another try would mend
                 self.last_error = str(error)
                 self._say(f"step {task.snapshot.step} was not saved: {error}")
@@ -160,15 +167,10 @@ class Persister:
     def _is_passed_over(self, task: Task) -> bool:
         return bool(self._queue) and task.snapshot.reason is Reason.INTERVAL
 
-    def _save(self, task: Task) -> str | None:
-        """One try. The events come first, then segments and manifest, the commit last (rules 1 and 12)."""
-        snapshot = task.snapshot
-        started = time.monotonic()
-        self._stop_if_superseded()
-        checkpoint = CheckpointId(self._record.attempt, snapshot.step, snapshot.repeat, self._record.nonce)
-        header = SaveHeader(
+    def _header(self, snapshot: Snapshot) -> SaveHeader:
+        return SaveHeader(
             run_id=self._record.run_id,
-            id=checkpoint,
+            id=CheckpointId(self._record.attempt, snapshot.step, snapshot.repeat, self._record.nonce),
             rank=self._rank,
             world_size=self._record.world_size,
             reason=snapshot.reason,
@@ -179,23 +181,30 @@ class Persister:
             settings=snapshot.settings,
             events=self._events.flush(),
         )
-        write_rank(self._store, header, snapshot.tensors, task.arena.view, saved_utc=utc_now())
+
+    def _save(self, task: Task, header: SaveHeader, saved_utc: str) -> str:
+        """One try. The events came first, then segments and manifest, the commit last (rules 1 and 12)."""
+        snapshot, checkpoint = task.snapshot, header.id
+        started = time.monotonic()
+        write_rank(self._store, header, snapshot.tensors, task.arena.view, saved_utc=saved_utc)
         self._stop_if_superseded()
         if not commit(self._store, checkpoint, self._record.run_id, self._record.world_size):
             msg = f"{checkpoint.name}: a manifest that was just written is not there"
             raise StoreError(msg)
         now = time.monotonic()
         self.durable = Durable(checkpoint.name, snapshot.step, now)
-        self._events.add({
-            "kind": "save",
-            "utc": utc_now(),
-            "attempt": self._record.attempt,
-            "step": snapshot.step,
-            "checkpoint": checkpoint.name,
-            "reason": snapshot.reason.value,
-            "bytes": sum(placed.nbytes for placed in snapshot.tensors),
-            "seconds": round(now - started, 3),
-        })
+        self._events.add(
+            {
+                "kind": "save",
+                "utc": utc_now(),
+                "attempt": self._record.attempt,
+                "step": snapshot.step,
+                "checkpoint": checkpoint.name,
+                "reason": snapshot.reason.value,
+                "bytes": sum(placed.nbytes for placed in snapshot.tensors),
+                "seconds": round(now - started, 3),
+            }
+        )
         return checkpoint.name
 
     def _stop_if_superseded(self) -> None:

@@ -169,15 +169,5 @@ class Bye(Message, frozen=True):
 
 
 AnyMessage = (
-    Hello
-    | Offer
-    | Accept
-    | Welcome
-    | Refuse
-    | ArenaMessage
-    | Snapshot
-    | Saved
-    | Events
-    | NoticeHeard
-    | Bye
+    Hello | Offer | Accept | Welcome | Refuse | ArenaMessage | Snapshot | Saved | Events | NoticeHeard | Bye
 )

@@ -58,7 +58,7 @@ class Loop:
     def trainer_heard(self, message: NoticeHeard) -> None:
         """A signal reached the trainer. Called from the session's thread."""
         self.heard.append(message)
-        self._wake()
+        self.wake()
 
     def wait(self, session: Session | None, descriptors: tuple[int, ...], until: Callable[[], bool]) -> None:
         """Run until `until()` holds, or one of the descriptors becomes readable."""
@@ -120,7 +120,8 @@ class Loop:
                 self._alarmed[alarm.cause] = now
                 session.warn(alarm.cause, alarm.message)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the loop look again now. Thread-safe."""
         try:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
@@ -136,7 +137,7 @@ def serve(fd: int) -> int:
         return error.exit_code
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
     loop = Loop(watch)
-    session = Session(Wire(socket.socket(fileno=fd)), say=say, heard=loop.trainer_heard)
+    session = Session(Wire(socket.socket(fileno=fd)), say=say, heard=loop.trainer_heard, wake=loop.wake)
     loop.wait(session, (), session.done.is_set)
     session.close()
     return 0

@@ -18,7 +18,7 @@ from outlast._errors import (
 from outlast._process import process_id
 from outlast._types import FORMAT_VERSION, Json, Reason
 from outlast.agent.alive import Heartbeat
-from outlast.agent.claim import Claimant, Waits, claim, utc_now
+from outlast.agent.claim import Claimant, Waits, claim, utc_now, wait_until_gone
 from outlast.agent.control import ControlPage, Phase, Stop, Word
 from outlast.agent.persist import Persister, Task
 from outlast.agent.place import open_place
@@ -89,11 +89,13 @@ class Session:
         *,
         say: Callable[[str], None],
         heard: Callable[[NoticeHeard], None],
+        wake: Callable[[], None],
         waits: Waits | None = None,
     ) -> None:
         self._wire = wire
         self._say = say
         self._heard = heard
+        self._wake = wake
         self._waits = waits or Waits()
         self._arenas: dict[int, Arena] = {}
         self._lock = threading.Lock()
@@ -109,7 +111,7 @@ class Session:
         self._thread.start()
 
     def notice(self, standing: Standing | None) -> None:
-        """Tell the trainer that this machine goes away, or (None) that it does not any more; the same again is nothing."""
+        """Tell the trainer that this machine goes away, or (None) that it does not; saying it twice is harmless."""
         with self._lock:
             if standing == self._standing:
                 return
@@ -132,7 +134,7 @@ class Session:
             self.claimed.page[Word.INTERRUPTS] = self._interrupts
 
     def trainer_gone(self) -> None:
-        """The trainer's process has ended: read what it sent, then finish. (Its workers may hold the socket.)"""
+        """The trainer's process has ended: read what it sent, then finish, though its workers may hold the socket."""
         self._wire.finish_reading()
 
     @property
@@ -190,6 +192,7 @@ class Session:
             for arena in self._arenas.values():
                 arena.close()
             self.done.set()
+            self._wake()
 
     def _refuse(self, error: OutlastError) -> None:
         try:
@@ -299,11 +302,12 @@ class Session:
         if run_id is None:
             found: list[CheckpointId] = []
         else:
-            from outlast.agent.claim import wait_until_gone
-
             wait_until_gone(store, self._claimant(hello, run_id), say=self._say, waits=self._waits)
-            for adopted in catalog.adopt(store, run_id).committed:
-                self._say(f"{adopted.name} was whole and had no commit: committed now")
+            adopted = catalog.adopt(store, run_id)
+            for checkpoint in adopted.committed:
+                self._say(f"{checkpoint.name} was whole and had no commit: committed now")
+            for fault in adopted.faults:
+                self._say(f"without a commit, and not whole: {fault}")
             found = catalog.committed(store)
         if hello.resume == "must" and not found:
             msg = f'resume="must", and {store.url} holds no checkpoint; start with resume="auto", or correct the place'
@@ -330,7 +334,9 @@ class Session:
             take_over=hello.take_over,
         )
 
-    def _claim(self, hello: Hello, store: Store, run_id: str, checkpoint: CheckpointId | None) -> AttemptRecord:
+    def _claim(
+        self, hello: Hello, store: Store, run_id: str, checkpoint: CheckpointId | None
+    ) -> AttemptRecord:
         return claim(
             store,
             self._claimant(hello, run_id),
@@ -431,13 +437,15 @@ class Session:
         claimed = self.claimed
         if claimed is None:
             return
-        claimed.events.add({
-            "kind": kind,
-            "utc": utc_now(),
-            "attempt": claimed.record.attempt,
-            "step": claimed.page[Word.STEPS],
-            **fields,
-        })
+        claimed.events.add(
+            {
+                "kind": kind,
+                "utc": utc_now(),
+                "attempt": claimed.record.attempt,
+                "step": claimed.page[Word.STEPS],
+                **fields,
+            }
+        )
 
 
 def new_run_id() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import secrets
@@ -12,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outlast._errors import ConfigError
+from outlast._errors import EXIT_INTERRUPTED, ConfigError
 from outlast._say import say
 from outlast.agent.server import Loop
 from outlast.agent.session import Session
@@ -88,7 +89,9 @@ def supervise(
         while True:
             ended = _launch(command, env, listener, loop, interrupts)
             env.pop("OUTLAST_TAKE_OVER", None)  # once: what this launch has started is its own from now on
-            code = _what_next(ended, history, loop, max_restarts=max_restarts, store_wait_s=store_wait_s)
+            code = _what_next(
+                ended, history, loop, interrupts, max_restarts=max_restarts, store_wait_s=store_wait_s
+            )
             if code is not None:
                 return code
     finally:
@@ -99,11 +102,16 @@ class _Interrupts:
     """Ctrl-C reaches the whole terminal group: the trainer answers it, the agent only passes on that it came."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.pending = False
         signal.signal(signal.SIGINT, self._handle)
 
+    def take(self) -> bool:
+        """Whether one came since the last call."""
+        pending, self.pending = self.pending, False
+        return pending
+
     def _handle(self, _number: int, _frame: object) -> None:
-        self.count += 1
+        self.pending = True
 
 
 def _launch(
@@ -114,7 +122,6 @@ def _launch(
     interrupts: _Interrupts,
 ) -> _Ended:
     """Start the script once, serve it until it has ended and what it handed over is durable."""
-    seen_interrupts = interrupts.count
     try:
         child = subprocess.Popen(list(command), env=env)
     except OSError as error:
@@ -125,11 +132,9 @@ def _launch(
     attempt = 0
     try:
         while child.poll() is None:
-            loop.wait(session, (listener.fileno(), pidfd), lambda: interrupts.count > seen_interrupts)
-            if interrupts.count > seen_interrupts:
-                seen_interrupts = interrupts.count
-                if session is not None:
-                    session.interrupt()
+            loop.wait(session, (listener.fileno(), pidfd), lambda: interrupts.pending)
+            if interrupts.take() and session is not None:
+                session.interrupt()
             session = _accept(listener, session, loop)
     finally:
         os.close(pidfd)
@@ -157,11 +162,17 @@ def _accept(listener: socket.socket, session: Session | None, loop: Loop) -> Ses
         return session
     if session is not None:
         session.close()
-    return Session(Wire(connection), say=say, heard=loop.trainer_heard)
+    return Session(Wire(connection), say=say, heard=loop.trainer_heard, wake=loop.wake)
 
 
 def _what_next(
-    ended: _Ended, history: _History, loop: Loop, *, max_restarts: int, store_wait_s: float
+    ended: _Ended,
+    history: _History,
+    loop: Loop,
+    interrupts: _Interrupts,
+    *,
+    max_restarts: int,
+    store_wait_s: float,
 ) -> int | None:
     """Carry out what the policy decides: None to start again, else the exit code."""
     history.attempts = max(history.attempts, ended.attempt)
@@ -175,6 +186,8 @@ def _what_next(
     if exception is None and ended.attempt == 0 and ended.returncode > 0:
         exception = f"exit code {ended.returncode} before outlast.Run was reached"
     while True:
+        if interrupts.take():
+            return EXIT_INTERRUPTED
         now = time.monotonic()
         outcome = Outcome(
             returncode=ended.returncode,
@@ -197,21 +210,29 @@ def _what_next(
                 return action.code
             case WaitNotice():
                 say(action.why)
-                until = now + (action.at_most_s if action.at_most_s is not None else 3600.0)
-                before = loop.notices
-                loop.wait(None, (), lambda until=until, before=before: time.monotonic() >= until or loop.notices != before)
+                _wait(loop, interrupts, action.at_most_s)
             case Relaunch():
                 say(f"starting again: {action.why}")
+                if not _wait(loop, interrupts, action.after_s):
+                    continue
                 if ended.returncode == os.EX_IOERR:
                     history.store_tries += 1
                 history.restarts += action.counts
                 history.exception = exception
                 history.durable = ended.durable or history.durable
-                until = now + action.after_s
-                before = loop.notices
-                loop.wait(None, (), lambda until=until, before=before: time.monotonic() >= until or loop.notices != before)
-                if loop.notices == before:
-                    return None
+                return None
+
+
+def _wait(loop: Loop, interrupts: _Interrupts, seconds: float | None) -> bool:
+    """Wait so long; False where a notice or Ctrl-C came meanwhile."""
+    until_s = math.inf if seconds is None else time.monotonic() + seconds
+    before = loop.notices
+
+    def disturbed() -> bool:
+        return interrupts.pending or loop.notices != before
+
+    loop.wait(None, (), lambda: disturbed() or time.monotonic() >= until_s)
+    return not disturbed()
 
 
 def _as_heard(notice: Notice, now_s: float) -> StandingNotice:

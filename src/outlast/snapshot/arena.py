@@ -33,7 +33,9 @@ class Arena:
         self.fd = fd
         self.size_bytes = os.fstat(fd).st_size
         self._map = mmap.mmap(fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._map.madvise(mmap.MADV_DONTFORK)  # a forked loader worker must not keep the memory of a dead trainer
+        self._map.madvise(
+            mmap.MADV_DONTFORK
+        )  # a forked loader worker must not keep the memory of a dead trainer
         self.view = memoryview(self._map)
 
     @classmethod
@@ -63,7 +65,9 @@ class Arena:
         if self.fd < 0:
             return
         self.view.release()
-        with contextlib.suppress(BufferError):  # a tensor still looks into it; the mapping goes with the last view
+        with contextlib.suppress(
+            BufferError
+        ):  # a tensor still looks into it; the mapping goes with the last view
             self._map.close()
         os.close(self.fd)
         self.fd = -1

@@ -35,7 +35,11 @@ class Promise:
 
     def text(self) -> str:
         """For people: the name, and why."""
-        why = "; ".join(self.reasons) if self.reasons else "all state, the data position and every generator are restored"
+        why = (
+            "; ".join(self.reasons)
+            if self.reasons
+            else "all state, the data position and every generator are restored"
+        )
         return f"{self.guarantee.label} ({why})"
 
 
@@ -53,6 +57,7 @@ class Resumed:
     rng: Json
     rng_tensors: dict[str, torch.Tensor]
     promise: Promise
+    announced: bool = False
 
 
 def open_run(
@@ -73,7 +78,9 @@ def open_run(
             if older is None:
                 return None, offer
         else:
-            check_fit(states, offer.tree["states"], offer.tensors, f"{offer.run_id} ({offer.checkpoint})", offer.url)
+            check_fit(
+                states, offer.tree["states"], offer.tensors, f"{offer.run_id} ({offer.checkpoint})", offer.url
+            )
             wanted, size_bytes = wants(offer.tensors)
             arena = Arena.create(size_bytes)
             older = link.accept(wanted, arena)
@@ -100,10 +107,13 @@ def _restore(
     for note in restore_states(states, tree["states"], tensors):
         promise.weaken(Guarantee.APPROXIMATE, note)
     watch.restore(tree["grads"], tensors)
-    for difference in differences(offer.settings, settings):
+    saved = {name: value for name, value in offer.settings.items() if name != "data"}  # compared when it is read
+    for difference in differences(saved, settings):
         say(f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}")
         if difference.breaks_bits:
-            promise.weaken(Guarantee.SAME_ORDER, f"{difference.name} was {difference.old!r}, is {difference.new!r}")
+            promise.weaken(
+                Guarantee.SAME_ORDER, f"{difference.name} was {difference.old!r}, is {difference.new!r}"
+            )
     for note in restore_rng(tree["rng"], tensors):
         promise.weaken(Guarantee.SAME_ORDER, note)
     rng_tensors = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith("rng/")}

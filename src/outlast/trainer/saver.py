@@ -47,6 +47,11 @@ class Saver:
         self._boundary_s = self._last_s
         self._late_said = False
 
+    @property
+    def last_number(self) -> int | None:
+        """Number of the last snapshot taken; None if there was none in this attempt."""
+        return self._number or None
+
     def start(self, step: int) -> None:
         """Count intervals from here."""
         self._last_s = self._boundary_s = time.monotonic()
@@ -86,11 +91,15 @@ class Saver:
         with torch.no_grad():
             whole = self._gather(table)
             planned = layout(table.entries)
-            index = self._free_arena(planned.size_bytes, wait=not hold and reason is not Reason.INTERVAL, deadline_s=deadline_s)
+            index = self._free_arena(
+                planned.size_bytes, wait=not hold and reason is not Reason.INTERVAL, deadline_s=deadline_s
+            )
             if index is None:
                 if not self._late_said and not hold:
                     self._late_said = True
-                    say("a save takes longer than the interval between two; saving as often as the store allows")
+                    say(
+                        "a save takes longer than the interval between two; saving as often as the store allows"
+                    )
                 return None
             stage(table.entries, planned, self._arenas[index])
         self._number += 1
@@ -128,7 +137,9 @@ class Saver:
             self._make_arena(index, size).populate()
 
     def _free_arena(self, size_bytes: int, *, wait: bool, deadline_s: float | None) -> int | None:
-        timeout_s = 0.0 if not wait else None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
+        timeout_s = (
+            0.0 if not wait else None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
+        )
         index = self._link.wait_free(tuple(range(_ARENAS)), timeout_s)
         if index is None:
             self._link.raise_if_lost()
@@ -145,4 +156,3 @@ class Saver:
         self._arenas[index] = arena
         self._link.add_arena(index, arena)
         return arena
-
