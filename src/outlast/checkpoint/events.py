@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 
 _PART = re.compile(r"\Aevents/(\d{5,})-([0-9a-z]{4})-(\d{5,})/(\d{6,})\.jsonl\Z")
 _DIGEST_LINE = re.compile(rb'\{"digest":"xxh3-128:([0-9a-f]{32})"\}\n\Z')
-_DIGEST_LINE_BYTES = 56
+_DIGEST_LINE_BYTES = 55
 _FLOAT = "$float"
 _ENVELOPE = ("kind", "utc", "attempt", "step")
 _STARTS = ("attempt", "resume")
@@ -134,26 +134,31 @@ def metrics(store: Store, report: Report | None = None) -> list[dict[str, Json]]
     A newer attempt that starts from step S undoes all that older ones logged after S. At S itself both may have
     logged (training before the save, validation after the resume), and the newer one's value of a name counts.
     """
-    records = list(read_parts(store, report=report))
-    logged = [r for r in records if r.get("kind") == "metrics" and _is_placed(r)]
+    records = [r for r in read_parts(store, report=report) if _is_placed(r)]
+    logged = [record for record in records if record.get("kind") == "metrics"]
     starts: dict[int, int] = {}
-    for record in [r for r in records if r.get("kind") in _STARTS and _is_placed(r)] + logged:
+    for record in [record for record in records if record.get("kind") in _STARTS] + logged:
         starts.setdefault(record["attempt"], record["step"])
-    names_at_start = {
-        number: {name for r in logged if (r["attempt"], r["step"]) == (number, start) for name in _values(r)}
-        for number, start in starts.items()
+    undone_after = {
+        number: min((s for n, s in starts.items() if n > number), default=None) for number in starts
     }
+    logged_first: dict[int, set[str]] = {number: set() for number in starts}
+    for record in logged:
+        if record["step"] == starts[record["attempt"]]:
+            logged_first[record["attempt"]].update(_values(record))
     kept = []
     for record in logged:
-        newer = [number for number in starts if number > record["attempt"]]
-        if any(record["step"] > starts[number] for number in newer):
+        attempt, step, values = record["attempt"], record["step"], _values(record)
+        limit = undone_after[attempt]
+        if limit is not None and step > limit:
             continue
-        gone = {
-            name for number in newer if starts[number] == record["step"] for name in names_at_start[number]
-        }
-        values = {name: value for name, value in _values(record).items() if name not in gone}
+        if step == limit:
+            again = [logged_first[n] for n, start in starts.items() if n > attempt and start == step]
+            values = {
+                name: value for name, value in values.items() if not any(name in names for names in again)
+            }
         if values:
-            kept.append({**{k: record[k] for k in _ENVELOPE if k in record}, "values": values})
+            kept.append({**{name: record[name] for name in _ENVELOPE if name in record}, "values": values})
     return sorted(kept, key=lambda record: (record["step"], record["attempt"]))
 
 
