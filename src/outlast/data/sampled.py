@@ -1,0 +1,320 @@
+"""A map-style data set in the order of a sampler, or batch sampler, that the user wrote or chose."""
+
+# ruff: noqa: D102  # `Source` documents the methods
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+
+from outlast._errors import DataChanged
+from outlast._types import Guarantee, Json
+from outlast.data.fetch import Request
+from outlast.data.generators import Generators, Stream
+from outlast.data.mapped import best_guarantee
+from outlast.data.pipeline import Options, Pipeline
+from outlast.data.seeds import Use, derive, triples
+from outlast.data.source import changed_guarantee, check_position, kind_of
+
+_END = object()
+
+
+class _Drawn(NamedTuple):
+    """A request's indices while its batch is on the way, with where the sampler stood after them."""
+
+    indices: Any
+    size: int
+    state: Any
+
+
+class SamplerSource:
+    """Batches of a map-style data set, in the order of a sampler that is created anew each epoch.
+
+    The sampler is iterated under generators seeded from (seed, epoch): torch's, numpy's, python's and any that it holds.
+    So a resume draws the same indices again and throws away those that were used; nothing is fetched for them. A sampler
+    that has a `state_dict` is put back by it instead. Indices are drawn when a batch is asked for (as early as workers
+    prefetch it), never further ahead, and the trainer's generators do not notice. Ranks draw differently, unless the
+    sampler knows of ranks itself (it has `rank` or `num_replicas`).
+
+    Args:
+        dataset: with `__getitem__`.
+        sampler: gives indices, or with `gives_batches` lists of them.
+        options: workers, collation and the like.
+        batch_size, drop_last: how indices are batched; None: one by one, not collated.
+        gives_batches: whether the sampler is a batch sampler.
+        seed, rank, world_size: as `take_over`'s.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        sampler: Any,
+        options: Options,
+        *,
+        batch_size: int | None,
+        drop_last: bool,
+        gives_batches: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._dataset = dataset
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._drop_last = drop_last
+        self._gives_batches = gives_batches
+        self._seed = seed
+        self._world_size = world_size
+        self._rank = 0 if _knows_ranks(sampler) else rank
+        self._pipeline = Pipeline(
+            dataset,
+            options,
+            seed=seed,
+            rank=rank,
+            batched=gives_batches or batch_size is not None,
+            by_index=False,
+        )
+        self._generators = Generators()
+        self._stream = self._seeded_stream(0)
+        self._stateful = callable(getattr(sampler, "state_dict", None)) and callable(
+            getattr(sampler, "load_state_dict", None)
+        )
+        how = (
+            "its state_dict puts it back at a resume"
+            if self._stateful
+            else "created anew each epoch from (seed, epoch); a resume draws the indices that were used again, and fetches nothing for them"
+        )
+        self.notes = [f"took over the DataLoader, and kept its {kind_of(sampler)}: {how}"]
+        self._best = self._promise()
+        self.guarantee = self._best
+        self.batches_done = 0
+        self.samples_done = 0
+        self._mine = 0
+        self._on_the_way: deque[_Drawn] = deque()
+        self._last: _Drawn | None = None
+        self._ended: Json = None
+
+    def describe(self) -> dict[str, Json]:
+        return {
+            **self._identity(),
+            "dataset": kind_of(self._dataset),
+            "batch_size": self._batch_size,
+            "drop_last": self._drop_last,
+            "world_size": self._world_size,
+        }
+
+    def __len__(self) -> int:
+        size: int = len(self._sampler)
+        if self._gives_batches or self._batch_size is None:
+            return size
+        return size // self._batch_size if self._drop_last else -(-size // self._batch_size)
+
+    def begin(self, epoch: int, position: Json | None) -> Iterator[Any]:
+        self.guarantee = self._best
+        self.batches_done = self.samples_done = self._mine = 0
+        self._last = None
+        self._on_the_way.clear()
+        if position is not None and position["ended"]:
+            check_position(position, self._identity())
+            self._stand_at(position)
+            self._ended = position
+            return iter(())
+        drawing = self._start(epoch)
+        if position is not None:
+            drawing = self._continue_at(position, drawing)
+        return self._hand_out(self._pipeline.run(self._requests(drawing, epoch), epoch))
+
+    def position(self) -> Json:
+        if self._ended is not None:
+            return self._ended
+        last = self._last
+        return {
+            "data": self._identity(),
+            "batches": self.batches_done,
+            "samples": self.samples_done,
+            "mine": self._mine,
+            "batch_size": self._batch_size,
+            "world_size": self._world_size,
+            "last": None if last is None else _digest(last.indices),
+            "state": None if last is None else last.state,
+            "ended": self._known_length() is not None and self.batches_done >= (self._known_length() or 0),
+        }
+
+    def _seeded_stream(self, epoch: int) -> Stream:
+        return Stream(self._generators, triples(derive(Use.SAMPLER, self._seed, epoch, self._rank), [0])[0])
+
+    def _promise(self) -> tuple[Guarantee, str]:
+        if self._stateful:
+            reason = f"the order is what {kind_of(self._sampler)} makes of its own state"
+            return min(best_guarantee(self._dataset), (Guarantee.SAME_ORDER, reason))
+        return best_guarantee(self._dataset)
+
+    def _identity(self) -> dict[str, Json]:
+        return {
+            "kind": "sampler",
+            "sampler": kind_of(self._sampler),
+            "length": _length(self._dataset),
+            "seed": self._seed,
+        }
+
+    def _known_length(self) -> int | None:
+        try:
+            return len(self)
+        except TypeError:
+            return None
+
+    def _start(self, epoch: int) -> Iterator[Any]:
+        """Iterate the sampler from the epoch's start, as every attempt does."""
+        ended, self._ended = self._ended, None
+        if ended is not None and ended["state"] is not None:
+            # It may count epochs in its state. Put back at an epoch's end, some give an empty rest first, some the next
+            # epoch at once.
+            self._sampler.load_state_dict(copy.deepcopy(ended["state"]))
+            drawing = self._iterate(epoch)
+            with self._stream:
+                first = next(drawing, _END)
+            if first is not _END:
+                return chain([first], drawing)
+        return self._iterate(epoch)
+
+    def _iterate(self, epoch: int) -> Iterator[Any]:
+        self._stream = self._seeded_stream(epoch)
+        for part in _parts(self._sampler):
+            reseed_generators(part, derive(Use.SAMPLER, self._seed, epoch, self._rank, 1))
+            if callable(getattr(part, "set_epoch", None)):
+                part.set_epoch(epoch)
+        with self._stream:
+            return iter(self._sampler)
+
+    def _continue_at(self, position: Json, drawing: Iterator[Any]) -> Iterator[Any]:
+        same = check_position(position, self._identity())
+        self._stand_at(position)
+        if self._stateful and position["state"] is not None:
+            self._sampler.load_state_dict(copy.deepcopy(position["state"]))
+            self._last = _Drawn(None, 0, position["state"])
+            with self._stream:
+                return iter(self._sampler)
+        started = time.monotonic()
+        last = self._skip(drawing, position)
+        took_s = time.monotonic() - started
+        self.notes.append(
+            f"drew {self._mine:,} indices of {kind_of(self._sampler)} again to find batch {self.batches_done:,}: {took_s:.1f} s"
+        )
+        if not same:
+            self.guarantee = changed_guarantee()
+        elif position["world_size"] != self._world_size:
+            reason = (
+                f"{kind_of(self._sampler)} draws for each rank by itself, and there were {position['world_size']} ranks, now "
+                f"{self._world_size}"
+            )
+            self.guarantee = Guarantee.APPROXIMATE, reason
+        elif position["batch_size"] != self._batch_size:
+            reason = f"the batch size was {position['batch_size']} and is {self._batch_size}"
+            self.guarantee = min(self._best, (Guarantee.SAME_ORDER, reason))
+        elif position["last"] not in {None, _digest(last)}:
+            reason = f"{kind_of(self._sampler)} drew other indices than before, though under the same seeds"
+            self.guarantee = Guarantee.APPROXIMATE, reason
+        if self.guarantee < self._best:
+            self.notes.append(self.guarantee[1])
+        return drawing
+
+    def _skip(self, drawing: Iterator[Any], position: Json) -> Any:
+        """Draw what was used; return the indices of the last batch."""
+        in_batches = self._gives_batches or self._batch_size is None
+        count = position["batches"] if in_batches else position["mine"]
+        with self._stream:
+            # Two parts, so that the last batch's indices are kept and no others.
+            keep = 1 if in_batches else min(count, position["batch_size"] or 1)
+            skipped = sum(1 for _ in islice(drawing, max(count - keep, 0)))
+            kept = list(islice(drawing, min(keep, count)))
+        if skipped + len(kept) < count:
+            msg = (
+                f"{kind_of(self._sampler)} ended after {skipped + len(kept):,} draws, and the saved position is after {count:,}: "
+                "expected a sampler that draws as many under the same seeds. Bring it back as it was"
+            )
+            raise DataChanged(msg)
+        return kept[0] if in_batches and kept else kept
+
+    def _stand_at(self, position: Json) -> None:
+        self.batches_done = position["batches"]
+        self.samples_done = position["samples"]
+        self._mine = position["mine"]
+
+    def _requests(self, drawing: Iterator[Any], epoch: int) -> Iterator[Request]:
+        at = self._mine
+        while True:
+            with self._stream:
+                indices = self._draw(drawing)
+                state = copy.deepcopy(self._sampler.state_dict()) if self._stateful else None
+            if indices is _END:
+                return
+            size = len(indices) if isinstance(indices, (list, tuple)) else 1
+            self._on_the_way.append(_Drawn(indices, size, state))
+            yield epoch, at, indices
+            at += size
+
+    def _draw(self, drawing: Iterator[Any]) -> Any:
+        if self._gives_batches:
+            batch = next(drawing, _END)
+            return batch if batch is _END or isinstance(batch, (list, tuple)) else list(batch)  # type: ignore[call-overload]  # an iterable of indices
+        if self._batch_size is None:
+            return next(drawing, _END)
+        indices = list(islice(drawing, self._batch_size))
+        short = len(indices) < self._batch_size
+        return _END if not indices or (short and self._drop_last) else indices
+
+    def _hand_out(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self._last = self._on_the_way.popleft()
+            self.batches_done += 1
+            self._mine += self._last.size
+            self.samples_done += self._last.size * self._world_size
+            yield batch
+
+
+def reseed_generators(holder: Any, seed: int) -> None:
+    """Start every generator that an object holds as an attribute anew; the process's own are left alone."""
+    for value in list(getattr(holder, "__dict__", {}).values()):
+        if isinstance(value, torch.Generator) and value is not torch.default_generator:
+            value.manual_seed(seed >> 1)
+        elif isinstance(value, np.random.Generator):
+            value.bit_generator.state = type(value.bit_generator)(seed).state
+        elif isinstance(value, np.random.RandomState):
+            value.seed(seed & 0xFFFFFFFF)
+        elif isinstance(value, random.Random):
+            value.seed(seed)
+
+
+def _parts(sampler: Any) -> list[Any]:
+    """Return the sampler and those it wraps, each once."""
+    parts: list[Any] = []
+    while sampler is not None and not any(sampler is part for part in parts):
+        parts.append(sampler)
+        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+    return parts
+
+
+def _knows_ranks(sampler: Any) -> bool:
+    return any(hasattr(part, "rank") or hasattr(part, "num_replicas") for part in _parts(sampler))
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
+def _digest(indices: Any) -> str:
+    return xxhash.xxh3_64_hexdigest(
+        repr(list(indices) if isinstance(indices, (list, tuple)) else indices).encode()
+    )

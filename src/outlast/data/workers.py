@@ -1,0 +1,99 @@
+"""Keep loader workers alive until their trainer is done with them, and not one moment longer.
+
+A SIGTERM to the process group (what schedulers, container runtimes and terminals send) reaches the workers too. They
+would die first, and the trainer would fail on its loader instead of saving (KempnerForge 177).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import get_worker_info
+from torch.utils.data._utils import worker as torch_worker
+
+from outlast.data.fetch import Fetch
+
+_NOTICES = (signal.SIGTERM, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that a process gets when the thread that started it ends."""
+
+
+class ShieldedInit:
+    """A `worker_init_fn` that shields the worker, then calls the user's.
+
+    SIGTERM, SIGUSR2 and SIGINT are for the trainer: the worker ignores them, unless the trainer itself sent the SIGTERM,
+    as torch does to end a worker that hangs. It is killed when the trainer dies. The first two are blocked, not ignored, so
+    that their sender can be told; programs that a worker starts inherit that, and are ended by SIGKILL, not by SIGTERM.
+    """
+
+    def __init__(self, user: Callable[[int], Any] | None) -> None:
+        self.user = user
+        self._trainer = os.getpid()
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
+
+    def __call__(self, worker_id: int) -> None:
+        """Shield this worker, then do what the user wants done in it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)
+        signal.signal(signal.SIGINT, _leave_to_the_trainer)
+        threading.Thread(
+            target=_await_trainer, args=(self._trainer,), daemon=True, name="outlast-shield"
+        ).start()
+        if self._in_main_thread:
+            _die_with(self._trainer)
+        _show_users_dataset()
+        if self.user is not None:
+            self.user(worker_id)
+
+
+@contextmanager
+def notices_held() -> Iterator[None]:
+    """Hold SIGTERM and SIGUSR2 back while workers are started: they inherit that, and are shielded from the first moment.
+
+    A signal that comes meanwhile reaches the trainer at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shield(loader: Any) -> None:
+    """Shield the workers of a loader that starts them itself, where it is torch's or takes a `worker_init_fn` as torch's does."""
+    if getattr(loader, "num_workers", 0) and hasattr(loader, "worker_init_fn"):
+        user = loader.worker_init_fn
+        loader.worker_init_fn = ShieldedInit(user.user if isinstance(user, ShieldedInit) else user)
+
+
+def _leave_to_the_trainer(*_: object) -> None:
+    """Do nothing. Unlike SIG_IGN, this is not inherited by programs that the worker starts."""
+
+
+def _await_trainer(trainer: int) -> None:
+    while True:
+        info = signal.sigwaitinfo(_NOTICES)
+        if info.si_signo == signal.SIGTERM and info.si_pid == trainer:
+            os._exit(0)  # as torch's own handler does
+
+
+def _die_with(trainer: int) -> None:
+    """Be killed when the trainer is gone. Not where something else started this worker (forkserver): torch polls there."""
+    if os.getppid() == trainer:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != trainer:
+            os._exit(1)
+
+
+def _show_users_dataset() -> None:
+    """Let `get_worker_info().dataset` be the user's data set, not what fetches its batches."""
+    info = get_worker_info()
+    if info is not None and isinstance(info.dataset, Fetch):
+        torch_worker._worker_info = type(info)(  # noqa: SLF001  # torch has no setter
+            id=info.id, num_workers=info.num_workers, seed=info.seed, dataset=info.dataset.dataset
+        )
