@@ -5,31 +5,20 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 
 from outlast import _config, _process
-from outlast._errors import (
-    EXIT_INTERRUPTED,
-    ConfigError,
-    NotYetAvailable,
-    OutlastError,
-    Preempted,
-    StoreError,
-    Superseded,
-)
+from outlast._errors import ConfigError, NotYetAvailable
 from outlast._say import say
-from outlast._types import Guarantee, Json, Reason
-from outlast.agent.claim import utc_now
-from outlast.agent.control import Phase, Stop, Word
+from outlast._types import Guarantee, Json
+from outlast.agent.control import Phase, Word
 from outlast.agent.link import Link
-from outlast.agent.protocol import PROTOCOL, Ending, Hello
+from outlast.agent.protocol import PROTOCOL, Hello
 from outlast.data.source import Source, take_over
 from outlast.notice.signals import grace_s
 from outlast.state.capture import capture_states, check_states
@@ -39,13 +28,12 @@ from outlast.state.steps import StepWatch
 from outlast.state.table import TensorTable
 from outlast.state.tree import encode
 from outlast.trainer.batches import Batches
-from outlast.trainer.resume import Promise, Resumed, open_run
-from outlast.trainer.saver import Saver, Whole
+from outlast.trainer.ending import watch_exceptions
+from outlast.trainer.keeper import Keeper
+from outlast.trainer.resume import Resumed, open_run
+from outlast.trainer.saver import Whole
 from outlast.trainer.signals import Signals
 from outlast.trainer.vars import Vars, release_vars, restore_vars, values_of
-
-_FLUSH_S = 1.0
-"""Metrics travel to the agent at least this often."""
 
 _active: list[Run] = []
 """The run of this process, until it is finished."""
@@ -99,7 +87,7 @@ class Run:
         seed: int | None = None,
         **state: Any,
     ) -> None:
-        sys.excepthook = _end_by_exception
+        watch_exceptions()
         _config.reject_unavailable(
             max_lost_work=max_lost_work,
             keep_last=keep_last,
@@ -135,21 +123,13 @@ class Run:
         self._seed = (torch.initial_seed() if seed is None else seed) & (2**63 - 1)
         self._signals = Signals(grace_s(env))
         self._loop: Literal["epochs", "flat", "steps"] | None = None
-        self._in_batches = False
         self._tail_open = False
-        self._batches_ran_in_epoch = -1
+        self._last_epoch_read = -1
         self._source: Source | None = None
         self._sources: dict[int, tuple[object, Source]] = {}
         self._source_position: object = None
-        self._reading = False
-        self._user_save: bool | None = None
-        self._finished = False
-        self._done = False
-        self._ending: Ending = "ended"
-        self._since_snapshot = 0
-        self._flushed_s = 0.0
 
-        self._link = Link(
+        link = Link(
             Hello(
                 protocol=PROTOCOL,
                 trainer=_process.process_id(),
@@ -167,23 +147,22 @@ class Run:
                 rejoin=None,
             )
         )
-        self._resumed, offer = open_run(self._link, state, self._watch, self._settings)
-        assert self._link.welcome is not None
-        self.attempt = self._link.welcome.attempt
-        self._saver = Saver(self._link, every, self._gather)
+        self._resumed, offer = open_run(link, state, self._watch, self._settings)
+        assert link.welcome is not None
+        self.attempt = link.welcome.attempt
+        saved_as = None if self._resumed is None else "finished" if self._resumed.finished else "whole"
+        self._keeper = Keeper(link, every, self._signals, self._gather, saved_as)
         _active.append(self)
         atexit.register(self._at_exit)
-        self._signals.tell(self._link.notice)
-        if place.note:
-            say(place.note)
-        for note in self._watch.notes:
-            say(note)
+        self._signals.tell(link.notice)
+        for note in (place.note, *self._watch.notes):
+            if note:
+                say(note)
         if self._resumed is None:
             say(f"{offer.url}: attempt {self.attempt}, starting at step 0")
         else:
             self._continue(self._resumed)
             say(f"{offer.url}: attempt {self.attempt}, resuming from {self._resumed.checkpoint}")
-        self._saver.start(self.step)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -250,30 +229,19 @@ class Run:
 
     def save(self, *, pin: bool = False) -> None:
         """Save at the next safe point, or at once when no loop runs. A pinned checkpoint is never deleted."""
-        if self._reading or self._loop is not None:
-            self._user_save = pin or bool(self._user_save)
-            return
-        number = self._saver.take(self.step, Reason.USER, pinned=pin)
-        self._wait_saved(number, "the save is durable")
+        if self._loop is not None:
+            self._keeper.ask(pin=pin)
+        else:
+            self._keeper.save_now(self.step, pin=pin)
 
     def log(self, **metrics: float) -> None:
         """Record metrics of the present step; they are durable before the checkpoint of a later step is."""
         values = {name: _as_number(name, value) for name, value in metrics.items()}
-        record: dict[str, object] = {
-            "kind": "metrics",
-            "utc": utc_now(),
-            "attempt": self.attempt,
-            "step": self.step,
-            "values": values,
-        }
-        self._link.add_events([record])
+        self._keeper.record(kind="metrics", attempt=self.attempt, step=self.step, values=values)
 
     def should_stop(self) -> bool:
         """Whether this machine goes away or Ctrl-C came: long evaluation may ask, and return early."""
-        signals, page = self._signals, self._page
-        return signals.stop or signals.interrupted or page[Word.STOP] != Stop.NO or page[Word.INTERRUPTS] > 0
-
-    # ------------------------------------------------------------------ the loop
+        return self._keeper.should_stop()
 
     def _enter(self, loop: Literal["epochs", "flat", "steps"], *, done: bool) -> None:
         if self._loop is not None:
@@ -284,12 +252,9 @@ class Run:
             say(f"this run is finished: epoch {self.epoch}, step {self.step}; there is nothing to train")
             return
         self._loop = loop
-        self._signals.at_once = False
-        self._page[Word.PHASE] = Phase.TRAINING
-        self._page[Word.SAFE_POINT_NS] = time.monotonic_ns()
-        self._saver.start(self.step)
-        if self.should_stop():
-            self._leave()
+        self._keeper.begin(self.step)
+        if self._keeper.should_stop():
+            self._keeper.leave(self.epoch, self.step)
 
     def _iterate(self, source: Source, epochs: int | None, steps: int | None) -> Iterator[Any]:
         if self._loop == "epochs":
@@ -307,13 +272,13 @@ class Run:
         self._finish()
 
     def _one_epoch(self, source: Source, steps: int | None) -> Iterator[Any]:
-        if self._batches_ran_in_epoch == self.epoch:
+        if self._last_epoch_read == self.epoch:
             msg = (
                 f"a second run.batches in epoch {self.epoch}: after a resume, what lies between the two loops would run "
                 "again. Use one loop per epoch, or one epoch of run.epochs for each"
             )
             raise ConfigError(msg)
-        self._batches_ran_in_epoch = self.epoch
+        self._last_epoch_read = self.epoch
         if self._tail_open:  # the last attempt was interrupted in this epoch's tail
             self._begin_reading(None)
             return
@@ -328,12 +293,11 @@ class Run:
             self._boundary()
             if steps is not None and self.step >= steps:
                 return
-        self._reading = False
         self._source, self._source_position = None, None
         self._tail_open = True
         if self._loop == "epochs":
-            self._page[Word.PHASE] = Phase.TAIL
-            self._saver.take(self.step, Reason.INTERVAL, hold=True)
+            self._keeper.page[Word.PHASE] = Phase.TAIL
+            self._keeper.hold(self.step)
 
     def _next(self, iterator: Iterator[Any]) -> Any:
         try:
@@ -341,65 +305,37 @@ class Run:
         except StopIteration:
             return _END
         except RuntimeError:
-            if self.should_stop():  # a SIGTERM to the whole group took the loader's workers first
-                self._leave()
+            if self._keeper.should_stop():  # a SIGTERM to the whole group took the loader's workers first
+                self._keeper.leave(self.epoch, self.step)
             raise
 
     def _boundary(self, *, always: bool = False) -> None:
         """The loop asks for the next batch: a safe point, if an optimizer has stepped since the last one."""
-        page = self._page
-        page[Word.BATCHES] += 1
+        self._keeper.page[Word.BATCHES] += 1
         if not (self._watch.stepped() or always):
             return
         self.step += 1
-        self._since_snapshot += 1
-        page[Word.STEPS] = self.step
-        page[Word.SAFE_POINT_BATCHES] = page[Word.BATCHES]
-        page[Word.SAFE_POINT_NS] = now_ns = time.monotonic_ns()
-        self._at_safe_point()
+        self._keeper.safe_point(self.epoch, self.step)
         self._watch.mark()
-        self._watch.due = self._saver.is_due_next(self.step)
-        if now_ns / 1e9 - self._flushed_s >= _FLUSH_S:
-            self._flushed_s = now_ns / 1e9
-            self._link.flush_events()
-
-    def _at_safe_point(self) -> None:
-        if self.should_stop():
-            self._leave()
-        if self._user_save is not None:
-            if self._saver.take(self.step, Reason.USER, pinned=self._user_save) is not None:
-                self._user_save, self._since_snapshot = None, 0
-        elif self._saver.is_due(self.step):
-            if self._saver.take(self.step, Reason.INTERVAL) is not None:
-                self._since_snapshot = 0
-        else:
-            self._link.raise_if_lost()
-            self._saver.prepare()
+        self._watch.due = self._keeper.is_due_next(self.step)
 
     def _close_epoch(self) -> None:
         """The body of an epoch is over: what its tail changed belongs to the next epoch's beginning."""
         if self._resumed is not None and not self._resumed.announced:
             self._announce(self._resumed)
         self.epoch += 1
-        self._tail_open, self._reading = False, False
+        self._tail_open = False
         self._source, self._source_position = None, None
         if self._watch.stepped():
             self.step += 1
-        self._since_snapshot += 1
-        page = self._page
-        page[Word.PHASE] = Phase.TRAINING
-        page[Word.STEPS] = self.step
-        page[Word.SAFE_POINT_BATCHES] = page[Word.BATCHES]
-        page[Word.SAFE_POINT_NS] = time.monotonic_ns()
-        before = self._since_snapshot
-        self._at_safe_point()
-        if self._loop == "epochs" and self._since_snapshot == before:
-            self._saver.take(self.step, Reason.INTERVAL, hold=True)
+        self._keeper.page[Word.PHASE] = Phase.TRAINING
+        taken = self._keeper.safe_point(self.epoch, self.step)
+        if self._loop == "epochs" and not taken:
+            self._keeper.hold(self.step)
         self._watch.mark()
 
     def _begin_reading(self, source: Source | None, *, own_loop: bool = False) -> None:
         """The loop's first look at data in this attempt: the last moment at which generators are put back."""
-        self._reading = True
         resumed = self._resumed
         if resumed is None or resumed.announced:
             return
@@ -418,16 +354,14 @@ class Run:
         resumed.rng_tensors = {}
         text = resumed.promise.text()
         say(f"resumed at epoch {self.epoch}, step {self.step}: {text}")
-        record: dict[str, object] = {
-            "kind": "resume",
-            "utc": utc_now(),
-            "attempt": self.attempt,
-            "step": self.step,
-            "checkpoint": resumed.checkpoint,
-            "guarantee": resumed.promise.guarantee.label,
-            "why": text,
-        }
-        self._link.add_events([record])
+        self._keeper.record(
+            kind="resume",
+            attempt=self.attempt,
+            step=self.step,
+            checkpoint=resumed.checkpoint,
+            guarantee=resumed.promise.guarantee.label,
+            why=text,
+        )
 
     def _compare_data(self, resumed: Resumed, source: Source) -> None:
         was = resumed.settings.get("data")
@@ -448,8 +382,6 @@ class Run:
             say(note)
         self._sources[id(loader)] = (loader, source)  # keeps the loader, so that its id stays its own
         return source
-
-    # ------------------------------------------------------------------ saving and leaving
 
     def _gather(self, table: TensorTable) -> Whole:
         """The whole state at this safe point."""
@@ -485,117 +417,22 @@ class Run:
         self._tail_open = bool(position["tail_open"])
         self._seed = int(position["seed"])
         self._source_position = resumed.source_position
-        self._page[Word.STEPS] = self.step
         restore_vars(self.vars, resumed.variables)
         restore_rng(resumed.rng, resumed.rng_tensors)
 
-    def _leave(self) -> NoReturn:
-        """Save and end the script: this machine goes away, Ctrl-C came, or a newer attempt has taken over."""
-        page = self._page
-        if page[Word.STOP] == Stop.SUPERSEDED:
-            self._ending = "superseded"
-            msg = f"attempt {self.attempt} leaves at step {self.step}: a newer attempt has taken over"
-            say(msg)
-            raise Superseded(msg)
-        preempted = self._signals.stop or page[Word.STOP] == Stop.LEAVE
-        self._ending = "preempted" if preempted else "interrupted"
-        reason = Reason.EMERGENCY if preempted else Reason.USER
-        number = self._saver.last_number
-        if self._since_snapshot or (number is None and not self.resumed):
-            number = self._saver.take(self.step, reason, deadline_s=self._deadline_s())
-            saved = number is not None and self._wait_saved(number, "the emergency save is durable")
-        else:
-            saved = number is None or self._wait_saved(number, "the last save is durable")
-        self._signals.at_once = True
-        told = f"step {self.step} is durable" if saved else f"step {self.step} did not become durable in time"
-        say(f"leaving at epoch {self.epoch}: {told}")
-        if not preempted:
-            raise SystemExit(EXIT_INTERRUPTED)
-        raise Preempted(told)
-
     def _finish(self) -> None:
-        """The loop is over: exit 0 must mean that its end is durable."""
         if self._loop is None:
             return
-        if self._since_snapshot or not (self._resumed and self._resumed.finished):
-            number = self._saver.take(self.step, Reason.FINAL, finished=True)
-            if not self._wait_saved(number, "the final state is durable"):
-                self._leave_unsaved()
-        self._loop, self._reading = None, False
-        self._finished, self._ending = True, "finished"
-        self._signals.at_once = True
-        self._page[Word.PHASE] = Phase.ENDED
-
-    def _leave_unsaved(self) -> NoReturn:
-        if self._page[Word.STOP] == Stop.SUPERSEDED:
-            self._leave()
-        self._ending = "preempted"
-        msg = f"step {self.step} did not become durable in time"
-        say(msg)
-        raise Preempted(msg)
-
-    def _wait_saved(self, number: int | None, why: str) -> bool:
-        """Wait until a snapshot is durable; False if a notice's deadline passed first."""
-        if number is None:
-            return False
-        saved = self._link.wait_saved(number, self._deadline_s, why)
-        if saved is None:
-            return False
-        if saved.checkpoint is None and self._page[Word.STOP] != Stop.SUPERSEDED:
-            msg = f"step {self.step} was not saved: {saved.error}"
-            raise StoreError(msg)
-        return saved.checkpoint is not None
-
-    def _deadline_s(self) -> float | None:
-        shared = self._page[Word.DEADLINE_NS]
-        found = [at for at in (shared / 1e9 if shared else None, self._signals.deadline_s) if at is not None]
-        return min(found, default=None)
-
-    def _at_exit(self) -> None:
-        if self._done:
-            return
-        self._done = True
+        self._keeper.finish(self.step)
+        self._loop = None
         if self in _active:
             _active.remove(self)
-        if self._ending == "ended" and self._since_snapshot and not _ended_by:
-            say(
-                f"warning: the script ends at step {self.step} and its loop was left before its end; what came after the "
-                "last save is not durable. Let the loop end by itself (run.epochs(n), run.batches(..., steps=n), "
-                "run.steps(n)), or call run.save() after it"
-            )
-        if _ended_by:
-            self._ending = "error" if self._ending == "ended" else self._ending
-            text: dict[str, object] = {
-                "kind": "exception",
-                "utc": utc_now(),
-                "attempt": self.attempt,
-                "step": self.step,
-            }
-            self._link.add_events([{**text, "text": _ended_by[-1]}])
-        if not self._signals.abandon:
-            self._link.close(self._ending)
 
-    @property
-    def _page(self) -> Any:
-        page = self._link.page
-        assert page is not None
-        return page
+    def _at_exit(self) -> None:
+        self._keeper.close(self.attempt, self.step)
 
 
 _END = object()
-_ended_by: list[str] = []
-"""What ended the script, if an exception did."""
-
-
-def _end_by_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Give our errors their exit codes, and note what ended the script for the one who decides on a relaunch."""
-    _ended_by.append(f"{kind.__name__}: {error}"[:1000])
-    if isinstance(error, OutlastError):
-        say(f"{kind.__name__}: {error}")
-        raise SystemExit(error.exit_code)
-    sys.__excepthook__(kind, error, trace)
-    if issubclass(kind, KeyboardInterrupt):
-        raise SystemExit(EXIT_INTERRUPTED)
 
 
 def _as_number(name: str, value: Any) -> float:
@@ -608,6 +445,3 @@ def _as_number(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         msg = f"run.log({name}={value!r}): expected a number"
         raise ConfigError(msg) from None
-
-
-__all__ = ["Promise", "Run"]

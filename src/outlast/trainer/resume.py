@@ -107,7 +107,9 @@ def _restore(
     for note in restore_states(states, tree["states"], tensors):
         promise.weaken(Guarantee.APPROXIMATE, note)
     watch.restore(tree["grads"], tensors)
-    saved = {name: value for name, value in offer.settings.items() if name != "data"}  # compared when it is read
+    saved = {
+        name: value for name, value in offer.settings.items() if name != "data"
+    }  # compared when it is read
     for difference in differences(saved, settings):
         say(f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}")
         if difference.breaks_bits:

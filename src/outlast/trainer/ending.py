@@ -1,0 +1,33 @@
+"""How a script ends: our errors get their exit codes, and what ended it is kept for the decision on a relaunch."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from outlast._errors import EXIT_INTERRUPTED, OutlastError
+from outlast._say import say
+
+_MOST_CHARACTERS = 1000
+
+_ended_by: list[str] = []
+
+
+def ended_by() -> str | None:
+    """The exception that ended the script, on one line; None while none has."""
+    return _ended_by[-1] if _ended_by else None
+
+
+def watch_exceptions() -> None:
+    """From now on an exception that nothing catches is noted, and ends the script with its exit code."""
+    sys.excepthook = _end
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _ended_by.append(f"{kind.__name__}: {error}"[:_MOST_CHARACTERS])
+    if isinstance(error, OutlastError):
+        say(f"{kind.__name__}: {error}")
+        raise SystemExit(error.exit_code)
+    sys.__excepthook__(kind, error, trace)
+    if issubclass(kind, KeyboardInterrupt):
+        raise SystemExit(EXIT_INTERRUPTED)

@@ -1,0 +1,209 @@
+"""Keeps a run safe: what is done at a safe point, on the way out, and at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from outlast._config import Every
+from outlast._errors import EXIT_INTERRUPTED, Preempted, StoreError, Superseded
+from outlast._say import say
+from outlast._types import Json, Reason
+from outlast.agent.claim import utc_now
+from outlast.agent.control import ControlPage, Phase, Stop, Word
+from outlast.agent.link import Link
+from outlast.agent.protocol import Ending
+from outlast.state.table import TensorTable
+from outlast.trainer.ending import ended_by
+from outlast.trainer.saver import Saver, Whole
+from outlast.trainer.signals import Signals
+
+_FLUSH_S = 1.0
+"""Metrics travel to the agent at least this often."""
+
+
+class Keeper:
+    """Saves when it is time, leaves when it must. Used in the main thread.
+
+    Args:
+        link: to the agent, the attempt claimed.
+        every: the interval between saves.
+        signals: of this process.
+        gather: puts the whole state of this moment together.
+        saved_as: "finished" or "whole" when the state that training begins with is durable already, else None.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        every: Every,
+        signals: Signals,
+        gather: Callable[[TensorTable], Whole],
+        saved_as: str | None,
+    ) -> None:
+        self._link = link
+        self._saver = Saver(link, every, gather)
+        self._signals = signals
+        self._saved_as = saved_as
+        self._changed = False
+        self._user_save: bool | None = None
+        self._flushed_s = 0.0
+        self._ending: Ending = "ended"
+        self._closed = False
+
+    @property
+    def page(self) -> ControlPage:
+        """The control page of the present agent."""
+        page = self._link.page
+        assert page is not None
+        return page
+
+    def begin(self, step: int) -> None:
+        """The loop begins: from here on signals wait for a safe point, and intervals are counted."""
+        self._signals.at_once = False
+        page = self.page
+        page[Word.PHASE] = Phase.TRAINING
+        page[Word.STEPS] = step
+        page[Word.SAFE_POINT_NS] = time.monotonic_ns()
+        self._saver.start(step)
+
+    def should_stop(self) -> bool:
+        """Whether to leave at the next safe point."""
+        signals, page = self._signals, self.page
+        return signals.stop or signals.interrupted or page[Word.STOP] != Stop.NO or page[Word.INTERRUPTS] > 0
+
+    def safe_point(self, epoch: int, step: int) -> bool:
+        """The state is whole: leave if it must be, save if it is time. Whether a snapshot was taken."""
+        self._changed = True
+        page = self.page
+        page[Word.STEPS] = step
+        page[Word.SAFE_POINT_BATCHES] = page[Word.BATCHES]
+        page[Word.SAFE_POINT_NS] = now_ns = time.monotonic_ns()
+        if self.should_stop():
+            self.leave(epoch, step)
+        if now_ns / 1e9 - self._flushed_s >= _FLUSH_S:
+            self._flushed_s = now_ns / 1e9
+            self._link.flush_events()
+        if self._user_save is not None:
+            return self._take_due(step, Reason.USER, pinned=self._user_save)
+        if self._saver.is_due(step):
+            return self._take_due(step, Reason.INTERVAL, pinned=False)
+        self._link.raise_if_lost()
+        self._saver.prepare()
+        return False
+
+    def is_due_next(self, step: int) -> bool:
+        """Whether the next safe point may be one that saves."""
+        return self._user_save is not None or self._saver.is_due_next(step)
+
+    def hold(self, step: int) -> None:
+        """Keep a snapshot of this moment in memory; it becomes durable if this process or machine goes."""
+        self._changed = True
+        self._saver.take(step, Reason.INTERVAL, hold=True)
+
+    def ask(self, *, pin: bool) -> None:
+        """Save at the next safe point."""
+        self._user_save = pin or bool(self._user_save)
+
+    def save_now(self, step: int, *, pin: bool) -> None:
+        """Save this moment and wait until it is durable."""
+        if not self._wait_saved(self._saver.take(step, Reason.USER, pinned=pin), step, "the save is durable"):
+            self._leave_unsaved(step)
+        self._changed = False
+
+    def leave(self, epoch: int, step: int) -> NoReturn:
+        """Save and end the script: this machine goes away, Ctrl-C came, or a newer attempt has taken over."""
+        if self.page[Word.STOP] == Stop.SUPERSEDED:
+            self._ending = "superseded"
+            msg = f"leaving at epoch {epoch}, step {step}: a newer attempt has taken over"
+            say(msg)
+            raise Superseded(msg)
+        preempted = self._signals.stop or self.page[Word.STOP] == Stop.LEAVE
+        self._ending = "preempted" if preempted else "interrupted"
+        number = self._saver.last_number
+        if self._changed or (number is None and self._saved_as is None):
+            reason = Reason.EMERGENCY if preempted else Reason.USER
+            number = self._saver.take(step, reason, deadline_s=self._deadline_s())
+            saved = number is not None and self._wait_saved(number, step, "the emergency save is durable")
+        else:
+            saved = number is None or self._wait_saved(number, step, "the last save is durable")
+        self._signals.at_once = True
+        told = f"step {step} is durable" if saved else f"step {step} did not become durable in time"
+        say(f"leaving at epoch {epoch}: {told}")
+        if not preempted:
+            raise SystemExit(EXIT_INTERRUPTED)
+        raise Preempted(told)
+
+    def finish(self, step: int) -> None:
+        """The loop is over: exit 0 must mean that its end is durable."""
+        if self._changed or self._saved_as != "finished":
+            number = self._saver.take(step, Reason.FINAL, finished=True)
+            if not self._wait_saved(number, step, "the final state is durable"):
+                self._leave_unsaved(step)
+            self._changed = False
+        self._ending = "finished"
+        self._signals.at_once = True
+        self.page[Word.PHASE] = Phase.ENDED
+
+    def record(self, **fields: Json) -> None:
+        """Add a record to the run's events."""
+        self._link.add_events([{"utc": utc_now(), **fields}])
+
+    def close(self, attempt: int, step: int) -> None:
+        """The process ends: say so, and wait until what is complete is durable."""
+        if self._closed:
+            return
+        self._closed = True
+        exception = ended_by()
+        if exception is not None:
+            self._ending = "error" if self._ending == "ended" else self._ending
+            self.record(kind="exception", attempt=attempt, step=step, text=exception)
+        elif self._ending == "ended" and self._changed:
+            say(
+                f"warning: the script ends at step {step} and its loop was left before its end; what came after the "
+                "last save is not durable. Let the loop end by itself (run.epochs(n), run.batches(..., steps=n), "
+                "run.steps(n)), or call run.save() after it"
+            )
+        if not self._signals.abandon:
+            self._link.close(self._ending)
+
+    def _take_due(self, step: int, reason: Reason, *, pinned: bool) -> bool:
+        if self._saver.take(step, reason, pinned=pinned) is None:
+            return False
+        self._changed = False
+        if reason is Reason.USER:
+            self._user_save = None
+        return True
+
+    def _leave_unsaved(self, step: int) -> NoReturn:
+        if self.page[Word.STOP] == Stop.SUPERSEDED:
+            self._ending = "superseded"
+            msg = f"step {step} is not saved: a newer attempt has taken over"
+            say(msg)
+            raise Superseded(msg)
+        self._ending = "preempted"
+        msg = f"step {step} did not become durable in time"
+        say(msg)
+        raise Preempted(msg)
+
+    def _wait_saved(self, number: int | None, step: int, why: str) -> bool:
+        """Wait until a snapshot is durable; False if a notice's deadline passed first, or a newer attempt came.
+
+        Raises:
+            StoreError: it was refused for a reason that waiting does not mend.
+        """
+        if number is None:
+            return False
+        saved = self._link.wait_saved(number, self._deadline_s, why)
+        if saved is None:
+            return False
+        if saved.checkpoint is None and self.page[Word.STOP] != Stop.SUPERSEDED:
+            msg = f"step {step} was not saved: {saved.error}"
+            raise StoreError(msg)
+        return saved.checkpoint is not None
+
+    def _deadline_s(self) -> float | None:
+        shared = self.page[Word.DEADLINE_NS]
+        found = [at for at in (shared / 1e9 if shared else None, self._signals.deadline_s) if at is not None]
+        return min(found, default=None)
