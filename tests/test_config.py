@@ -15,7 +15,6 @@ from outlast._config import (
     RESERVED,
     UNAVAILABLE,
     Every,
-    numbered,
     parse_duration_s,
     parse_every,
     reject_unavailable,
@@ -127,17 +126,6 @@ def test_any_command_line_names_a_run_or_asks(argv):
     except ConfigError:
         return
     assert resolve_place(place.name, {}, ARGV, CWD).url == place.url
-
-
-def test_runs_of_one_name_are_numbered_from_two():
-    """`resume="never"`: a, a-2, a-3, on a URL as well."""
-    place = resolve_place("s3://bucket/a", {}, ARGV, CWD)
-    assert [numbered(place, n).url for n in (1, 2, 3)] == [
-        "s3://bucket/a",
-        "s3://bucket/a-2",
-        "s3://bucket/a-3",
-    ]
-    assert numbered(place, 2).name == "a-2"
 
 
 def test_the_environment_overrides_how_to_start():

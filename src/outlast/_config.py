@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
@@ -83,13 +83,6 @@ def resolve_place(name_or_url: str | None, env: Mapping[str, str], argv: Sequenc
         "Set OUTLAST_STORE to a bucket (s3://...) or a shared folder."
     )
     return Place(url, name, note)
-
-
-def numbered(place: Place, number: int) -> Place:
-    """The place of the `number`-th run of a name: the name itself, then `<name>-2`, `<name>-3` (`resume="never"`)."""
-    if number == 1:
-        return place
-    return replace(place, url=f"{place.url}-{number}", name=f"{place.name}-{number}")
 
 
 def resume_mode(option: str, env: Mapping[str, str]) -> ResumeMode:

@@ -154,6 +154,7 @@ def test_a_file_of_another_user_is_not_believed(path, monkeypatch):
     assert "belongs to user" in polled.warnings[0]
 
 
+@pytest.mark.timeout(30)
 def test_what_is_no_file_is_not_believed_and_does_not_block(path):
     """A folder, a pipe that nobody writes and a broken link are no notice."""
     path.mkdir()
