@@ -128,6 +128,7 @@ class Run:
         self._source: Source | None = None
         self._sources: dict[int, tuple[object, Source]] = {}
         self._source_position: object = None
+        self._said: set[str] = set()
 
         link = Link(
             Hello(
@@ -284,6 +285,7 @@ class Run:
             return
         self._source = source
         iterator = source.begin(self.epoch, self._source_position)
+        self._say_notes(source)
         self._begin_reading(source)
         while True:
             batch = self._next(iterator)
@@ -378,10 +380,15 @@ class Run:
         if known is not None:
             return known[1]
         source = take_over(loader, seed=self._seed)
-        for note in source.notes:
-            say(note)
+        self._say_notes(source)
         self._sources[id(loader)] = (loader, source)  # keeps the loader, so that its id stays its own
         return source
+
+    def _say_notes(self, source: Source) -> None:
+        for note in source.notes:
+            if note not in self._said:
+                self._said.add(note)
+                say(note)
 
     def _gather(self, table: TensorTable) -> Whole:
         """The whole state at this safe point."""

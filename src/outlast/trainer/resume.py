@@ -13,6 +13,7 @@ from outlast.agent.link import Link
 from outlast.agent.protocol import Offer
 from outlast.snapshot.arena import Arena
 from outlast.snapshot.stager import views, wants
+from outlast.state.module import FLAG
 from outlast.state.restore import check_fit, restore_states
 from outlast.state.rng import restore_rng
 from outlast.state.settings import differences
@@ -105,7 +106,10 @@ def _restore(
     promise = Promise()
     tree = offer.tree
     for note in restore_states(states, tree["states"], tensors):
-        promise.weaken(Guarantee.APPROXIMATE, note)
+        if note.startswith(FLAG):
+            say(f"set back as saved: {note.removeprefix(FLAG)}")
+        else:
+            promise.weaken(Guarantee.APPROXIMATE, note)
     watch.restore(tree["grads"], tensors)
     saved = {
         name: value for name, value in offer.settings.items() if name != "data"
