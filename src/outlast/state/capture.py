@@ -9,28 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from outlast._config import RESERVED
 from outlast._errors import ConfigError
 from outlast._types import Json
 from outlast.state.bits import dtype_name
 from outlast.state.module import canonical_names, capture_module
 from outlast.state.table import TensorTable
 from outlast.state.tree import encode
-
-OPTIONS = (
-    "resume",
-    "save_every",
-    "max_lost_work",
-    "keep_last",
-    "keep_every",
-    "keep_best",
-    "host_memory",
-    "verify_snapshots",
-    "snapshot",
-    "on_store_loss",
-    "allow_local_store",
-    "seed",
-)
-"""The keyword arguments of `Run` that are no states."""
 
 
 def capture_states(states: Mapping[str, object], table: TensorTable) -> Json:
@@ -96,7 +81,7 @@ def _capture(state: Any, name: str, table: TensorTable, owners: Mapping[int, str
 
 
 def _no_state(name: str, state: object) -> str:
-    near = difflib.get_close_matches(name, OPTIONS, n=1)
+    near = difflib.get_close_matches(name, sorted(RESERVED), n=1)
     hint = f"Did you mean the option `{near[0]}`? " if near else ""
     return (
         f"{name}={repr(state)[:60]}: a {type(state).__name__} has no state_dict() and load_state_dict(), so it is no "

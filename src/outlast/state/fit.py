@@ -56,6 +56,9 @@ def check_fit(
         raise StateMismatch(msg)
 
 
+_ARTICLE = {"module": "a module", "optimizer": "an optimizer", "object": "an object"}
+
+
 def _misfits(states: Mapping[str, object], tree: Json, records: Mapping[str, TensorRecord]) -> Iterator[str]:
     owners = parameter_names(states)
     for name in tree:
@@ -68,7 +71,7 @@ def _misfits(states: Mapping[str, object], tree: Json, records: Mapping[str, Ten
         saved = tree[name]
         kind = kind_of(state)
         if saved["kind"] != kind:
-            yield f"{name}: saved as a {saved['kind']}, here a {kind} ({type(state).__name__})"
+            yield f"{name}: saved as {_ARTICLE[saved['kind']]}, here {_ARTICLE[kind]} ({type(state).__name__})"
         elif isinstance(state, nn.Module):
             yield from _module(name, state, saved, records)
         elif isinstance(state, torch.optim.Optimizer):

@@ -8,6 +8,7 @@ are referred to by name. Nothing is imported or called by a name that was read: 
 from __future__ import annotations
 
 import base64
+import reprlib
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -290,7 +291,7 @@ def _expect(holds: bool, found: object) -> None:
 
 def _damaged(found: object, cause: Exception | None = None) -> NoReturn:
     reason = f" ({type(cause).__name__}: {cause})" if cause else ""
-    msg = f"the saved tree holds {repr(found)[:120]}, which this Outlast does not write{reason}"
+    msg = f"the saved tree holds {reprlib.repr(found)}, which this Outlast does not write{reason}"
     raise ObjectDamaged(msg) from cause
 
 
