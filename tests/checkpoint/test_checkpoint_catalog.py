@@ -6,7 +6,6 @@ import json
 
 import msgspec
 import pytest
-from saving import RUN_ID, UTC, MemoryStore, flat, header, id_of, lay_out, save, state_of
 
 from outlast._errors import FormatTooNew, NotAStore, ObjectDamaged, ObjectMissing, StoreUnavailable
 from outlast._types import FORMAT_VERSION
@@ -24,6 +23,7 @@ from outlast.checkpoint.manifest import (
     unseal,
 )
 from outlast.checkpoint.writer import write_rank
+from saving import RUN_ID, UTC, MemoryStore, flat, header, id_of, lay_out, save, state_of
 
 PROCESS = ProcessId(host="here", machine="boot/1", pid=1, start_ticks=1)
 

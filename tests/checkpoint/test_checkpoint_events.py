@@ -8,10 +8,10 @@ import struct
 import threading
 
 import pytest
-from saving import UTC, MemoryStore
 
 from outlast._errors import StoreUnavailable
 from outlast.checkpoint.events import EventLog, check_part, metrics, read_parts
+from saving import UTC, MemoryStore
 
 FOLDER = "events/00001-aaaa-00000"
 

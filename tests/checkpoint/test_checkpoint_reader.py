@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saving import RUN_ID, UTC, MemoryStore, Want, flat, header, id_of, lay_out, restore, save, state_of
 
 from outlast._errors import ObjectDamaged, ObjectMissing, StoreUnavailable
 from outlast.checkpoint import reader, writer
@@ -14,6 +13,7 @@ from outlast.checkpoint.boxes import DTYPE_BYTES
 from outlast.checkpoint.catalog import load, tensors
 from outlast.checkpoint.reader import read_wants
 from outlast.checkpoint.writer import commit, write_rank
+from saving import RUN_ID, UTC, MemoryStore, Want, flat, header, id_of, lay_out, restore, save, state_of
 
 NUMPY = {
     "bfloat16": "uint16",

@@ -6,13 +6,13 @@ import json
 import struct
 
 import pytest
-from saving import RUN_ID, UTC, MemoryStore, flat, header, id_of, lay_out, restore, save, state_of
 
 from outlast._errors import ObjectDamaged, OutlastError, StoreError, UnsupportedValue
 from outlast._types import Reason
 from outlast.checkpoint import writer
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.writer import commit, write_rank
+from saving import RUN_ID, UTC, MemoryStore, flat, header, id_of, lay_out, restore, save, state_of
 
 PAGE = 4096
 

@@ -15,12 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from saving import RUN_ID, UTC, flat, header, id_of, lay_out, state_of
-
 from outlast.checkpoint import writer
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.writer import commit, write_rank
 from outlast.store.local import LocalStore
+from saving import RUN_ID, UTC, flat, header, id_of, lay_out, state_of
 
 SIZES = {"embedding": 20_000, "bias": 10, "empty": 0, "weight": 50_000}
 RANKS = 2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from save_once import RANKS, rank_state, save_world
-from saving import RUN_ID, UTC, MemoryStore, id_of, resume
 
 from outlast._errors import ObjectDamaged
 from outlast.checkpoint import catalog
 from outlast.checkpoint.events import read_parts
 from outlast.checkpoint.manifest import AttemptRecord, ProcessId, attempt_key, seal
+from saving import RUN_ID, UTC, MemoryStore, id_of, resume
 
 OLD, NEW = id_of(10), id_of(20, repeat=1)
 KINDS = {

@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -25,6 +26,9 @@ from outlast._types import Json
 from outlast.checkpoint.manifest import DIGEST_ALGORITHM, digest, events_folder
 from outlast.store.base import Store
 
+PART_READS = 16
+"""Parts read at once: an attempt puts one every 30 s, and a store's latency is what counts."""
+
 Report = Callable[[str], None]
 
 _PART = re.compile(r"\Aevents/(\d{5,})-([0-9a-z]{4})-(\d{5,})/(\d{6,})\.jsonl\Z")
@@ -32,7 +36,6 @@ _DIGEST_LINE = re.compile(rb'\{"digest":"xxh3-128:([0-9a-f]{32})"\}\n\Z')
 _DIGEST_LINE_BYTES = 55
 _FLOAT = "$float"
 _ENVELOPE = ("kind", "utc", "attempt", "step")
-_STARTS = ("attempt", "resume")
 
 
 class EventLog:
@@ -109,35 +112,38 @@ def read_parts(
         if match is not None and attempt in (None, int(match.group(1))):
             number, nonce, rank, part = match.groups()
             found.append((int(number), nonce, int(rank), int(part), info.key))
-    for *_, key in sorted(found):
-        try:
-            yield from _read_part(store, key)
-        except (ObjectMissing, ObjectDamaged) as error:
-            if report is not None:
-                report(str(error))
+    with ThreadPoolExecutor(PART_READS, "outlast-events") as pool:
+        for part_read in pool.map(lambda row: _read_part(store, row[-1]), sorted(found)):
+            if isinstance(part_read, str):
+                if report is not None:
+                    report(part_read)
+            else:
+                yield from part_read
 
 
 def check_part(store: Store, key: str) -> list[str]:
     """Return what is wrong with one part, [] if nothing: its key comes from a manifest."""
     if _PART.match(key) is None:
         return [f"{key!r} is no key of an events part"]
-    try:
-        _read_part(store, key)
-    except (ObjectMissing, ObjectDamaged) as error:
-        return [str(error)]
-    return []
+    fault = _read_part(store, key)
+    return [fault] if isinstance(fault, str) else []
 
 
 def metrics(store: Store, report: Report | None = None) -> list[dict[str, Json]]:
-    """Return the metrics as the run kept them, in the order of steps: what a later attempt undid is left out (rule 12).
+    """Return the metrics as the run kept them, in the order of steps; see `kept_metrics`."""
+    return kept_metrics(read_parts(store, report=report))
+
+
+def kept_metrics(records: Iterable[dict[str, Json]]) -> list[dict[str, Json]]:
+    """Of a run's records, return the metrics that count: what a later attempt undid is left out (rule 12).
 
     A newer attempt that starts from step S undoes all that older ones logged after S. At S itself both may have
     logged (training before the save, validation after the resume), and the newer one's value of a name counts.
     """
-    records = [r for r in read_parts(store, report=report) if _is_placed(r)]
+    records = [record for record in records if _is_placed(record)]
     logged = [record for record in records if record.get("kind") == "metrics"]
     starts: dict[int, int] = {}
-    for record in [record for record in records if record.get("kind") in _STARTS] + logged:
+    for record in [record for record in records if record.get("kind") == "resume"] + logged:
         starts.setdefault(record["attempt"], record["step"])
     undone_after = {
         number: min((s for n, s in starts.items() if n > number), default=None) for number in starts
@@ -162,12 +168,15 @@ def metrics(store: Store, report: Report | None = None) -> list[dict[str, Json]]
     return sorted(kept, key=lambda record: (record["step"], record["attempt"]))
 
 
-def _read_part(store: Store, key: str) -> list[dict[str, Json]]:
-    """Read a part; the second read decides whether it is damaged."""
+def _read_part(store: Store, key: str) -> list[dict[str, Json]] | str:
+    """Read a part, or say what is wrong with it; the second read decides whether it is damaged."""
     try:
-        return _decode(store.get(key), key)
-    except ObjectDamaged:
-        return _decode(store.get(key), key)
+        try:
+            return _decode(store.get(key), key)
+        except ObjectDamaged:
+            return _decode(store.get(key), key)
+    except (ObjectMissing, ObjectDamaged) as error:
+        return str(error)
 
 
 def _decode(data: bytes, key: str) -> list[dict[str, Json]]:

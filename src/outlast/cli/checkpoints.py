@@ -1,0 +1,151 @@
+"""`outlast checkpoints`: list a run's checkpoints, and check every byte of them."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.progress import track
+
+from outlast._errors import ConfigError, FormatTooNew, ObjectDamaged, ObjectMissing
+from outlast._types import Json
+from outlast.checkpoint import catalog
+from outlast.checkpoint.manifest import CheckpointId, parse_checkpoint_name
+from outlast.cli._place import open_run
+from outlast.cli._show import ago, clock, console, print_json, size, table, text
+from outlast.store.base import Store
+
+LOADS = 8
+"""Checkpoints whose records are read at once; the store's latency is what counts."""
+
+HELP = """List a run's checkpoints, and check every byte of them.
+
+Example: outlast checkpoints list gpt-small
+"""
+
+app = App(name="checkpoints", help=HELP)
+
+
+@app.command(name="list")
+def list_(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """List the checkpoints of a run, newest first. Reads records only; `verify` reads every byte.
+
+    Example: outlast checkpoints list s3://bucket/runs/gpt-small
+
+    Args:
+        run: URL, path, or name under $OUTLAST_STORE.
+        json: Print JSON.
+    """
+    store, record = open_run(run)
+    with ThreadPoolExecutor(LOADS, "outlast-list") as pool:
+        rows = list(pool.map(lambda checkpoint: _row(store, checkpoint), catalog.committed(store)))
+    if json:
+        print_json({"run_id": record.run_id, "url": store.url, "checkpoints": rows})
+        return
+    out = console()
+    if not rows:
+        out.print(text(f"{store.url} holds no checkpoint yet."))
+        return
+    shown = table("checkpoint", "step", "saved (UTC)", "reason", "size", "", right=("step", "size"))
+    for row in rows:
+        if row["fault"] is not None:
+            shown.add_row(text(row["checkpoint"]), str(row["step"]), "", "", "", text("damaged", "red"))
+            continue
+        notes = [name for name in ("pinned", "finished") if row[name]]
+        if row["world_size"] > 1:
+            notes.append(f"{row['world_size']} ranks")
+        shown.add_row(
+            text(row["checkpoint"]),
+            str(row["step"]),
+            clock(row["saved_utc"]),
+            row["reason"],
+            size(row["bytes"]),
+            text(", ".join(notes)),
+        )
+    out.print(shown)
+    for row in rows:
+        if row["fault"] is not None:
+            out.print(text(f"\n{row['checkpoint']}: {row['fault']}", "red"))
+    whole = next((row for row in rows if row["fault"] is None), None)
+    if whole is not None:
+        out.print(text(f"\nNewest: step {whole['step']}, saved {ago(whole['saved_utc'])}."))
+
+
+@app.command
+def verify(
+    run: str, checkpoint: str | None = None, /, *, json: Annotated[bool, Parameter(negative="")] = False
+) -> None:
+    """Read every byte of a checkpoint, or of all of a run, and compare it with its digest. Exits 1 on a fault.
+
+    Changes nothing. A store that is out of reach is an error (exit 74), not a fault.
+
+    Example: outlast checkpoints verify gpt-small 00003-k7f2-000000001200
+
+    Args:
+        run: URL, path, or name under $OUTLAST_STORE.
+        checkpoint: Name of one checkpoint, as `list` shows it; all of them if left out.
+        json: Print JSON.
+    """
+    store, record = open_run(run)
+    chosen = catalog.committed(store) if checkpoint is None else [_named(checkpoint)]
+    shown = table("checkpoint", "step", "result", right=("step",))
+    rows: list[dict[str, Json]] = []
+    watched = Console(stderr=True)
+    for each in track(chosen, "reading", console=watched, transient=True, disable=not watched.is_terminal):
+        try:
+            faults = catalog.verify(store, each)
+        except FormatTooNew as error:
+            faults = [str(error)]
+        rows.append({"checkpoint": each.name, "step": each.step, "faults": faults})
+        result = text("\n".join(faults), "red") if faults else text("whole", "green")
+        shown.add_row(each.name, str(each.step), result)
+    is_whole = not any(row["faults"] for row in rows)
+    if json:
+        print_json({"run_id": record.run_id, "url": store.url, "whole": is_whole, "checkpoints": rows})
+    elif rows:
+        console().print(shown)
+    else:
+        console().print(text(f"{store.url} holds no checkpoint yet."))
+    if not is_whole:
+        sys.exit(1)
+
+
+def _row(store: Store, checkpoint: CheckpointId) -> dict[str, Json]:
+    """What `list` says about one checkpoint; the same fields whether it can be read or not."""
+    row: dict[str, Json] = {
+        "checkpoint": checkpoint.name,
+        "attempt": checkpoint.attempt,
+        "step": checkpoint.step,
+        "saved_utc": None,
+        "reason": None,
+        "bytes": None,
+        "world_size": None,
+        "pinned": None,
+        "finished": None,
+        "fault": None,
+    }
+    try:
+        loaded = catalog.load(store, checkpoint)
+        records = catalog.tensors(loaded)
+    except (ObjectMissing, ObjectDamaged, FormatTooNew) as error:
+        return row | {"fault": str(error)}
+    head = loaded.commit
+    return row | {
+        "saved_utc": max(manifest.saved_utc for manifest in loaded.manifests),
+        "reason": head.reason.value,
+        "bytes": sum(c.nbytes for record in records for held in record.slices for c in held.chunks),
+        "world_size": head.world_size,
+        "pinned": head.pinned,
+        "finished": head.finished,
+    }
+
+
+def _named(name: str) -> CheckpointId:
+    checkpoint = parse_checkpoint_name(name)
+    if checkpoint is None:
+        msg = f"{name!r} names no checkpoint; expected one such as 00003-k7f2-000000001200, as `list` shows them"
+        raise ConfigError(msg)
+    return checkpoint

@@ -1,0 +1,202 @@
+"""`outlast status`: where a run stands, from what its store says and what this machine can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import App, Parameter
+from rich.table import Table
+
+from outlast._errors import FormatTooNew, ObjectDamaged, ObjectMissing
+from outlast._process import process_alive
+from outlast._types import Json
+from outlast.checkpoint import catalog
+from outlast.checkpoint.events import kept_metrics, read_parts
+from outlast.checkpoint.manifest import AttemptRecord, ProcessId
+from outlast.cli._place import open_run
+from outlast.cli._show import age_s, ago, clock, console, print_json, table, text
+from outlast.store.base import Store
+
+ATTEMPTS_SHOWN = 5
+"""Newest attempts in the table; `--json` has all."""
+ATTEMPTS_READ = 3
+"""Newest attempts whose events are read: the last resume, notice and metrics are in one of them."""
+RECORD_READS = 16
+"""Attempts' records read at once; the store's latency is what counts."""
+
+app = App(name="status")
+
+
+@app.default
+def status(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Show where a run stands: attempts, newest durable step, last resume and notice, warnings, metrics.
+
+    Example: outlast status gpt-small
+
+    Args:
+        run: URL, path, or name under $OUTLAST_STORE.
+        json: Print JSON.
+    """
+    store, record = open_run(run)
+    found = {"run_id": record.run_id, "url": store.url, **_gather(store)}
+    if json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def _gather(store: Store) -> dict[str, Json]:
+    faults: list[str] = []
+    numbers = catalog.attempts(store)
+    with ThreadPoolExecutor(RECORD_READS, "outlast-status") as pool:
+        records = list(pool.map(lambda number: catalog.read_attempt(store, number), numbers))
+    events = [
+        event
+        for number in numbers[-ATTEMPTS_READ:]
+        for event in read_parts(store, number, report=faults.append)
+    ]
+    durable, is_finished = _durable(store, faults)
+    newest = [event for event in events if numbers and event.get("attempt") == numbers[-1]]
+    metrics = kept_metrics(events)
+    return {
+        "finished": is_finished,
+        "durable": durable,
+        "attempts": [_attempt(n, r, events) for n, r in zip(numbers, records, strict=True)],
+        "resume": _last(events, "resume"),
+        "notice": _last_notice(events),
+        "warnings": _open_warnings(newest),
+        "metrics": metrics[-1] if metrics else None,
+        "faults": faults,
+    }
+
+
+def _durable(store: Store, faults: list[str]) -> tuple[dict[str, Json] | None, bool]:
+    """The newest checkpoint whose records are whole, and whether the run has finished with it."""
+    for checkpoint in catalog.committed(store):
+        try:
+            loaded = catalog.load(store, checkpoint)
+        except (ObjectMissing, ObjectDamaged, FormatTooNew) as error:
+            faults.append(f"checkpoint {checkpoint.name}: {error}")
+            continue
+        saved_utc = max(manifest.saved_utc for manifest in loaded.manifests)
+        found = {
+            "checkpoint": checkpoint.name,
+            "step": checkpoint.step,
+            "saved_utc": saved_utc,
+            "age_s": age_s(saved_utc),
+            "reason": loaded.commit.reason.value,
+        }
+        return found, loaded.commit.finished
+    return None, False
+
+
+def _attempt(number: int, record: AttemptRecord | None, events: Sequence[dict[str, Json]]) -> dict[str, Json]:
+    its = [event for event in events if event.get("attempt") == number]
+    end = _last(its, "end")
+    return {
+        "attempt": number,
+        "host": record.trainer.host if record else None,
+        "pid": record.trainer.pid if record else None,
+        "since_utc": record.claimed_utc if record else None,
+        "world_size": record.world_size if record else None,
+        "resumed_from": record.resumed_from if record else None,
+        "state": "unknown" if record is None else _state(record, _last(its, "alive")),
+        "outcome": end.get("outcome") if end else None,
+        "last_sign_utc": its[-1].get("utc") if its else None,
+    }
+
+
+def _state(record: AttemptRecord, alive: dict[str, Json] | None) -> str:
+    """`alive`, `gone`, or `unknown` where the attempt runs on another machine or in another container."""
+    processes = [record.trainer, record.agent]
+    try:
+        processes.append(msgspec.convert((alive or {}).get("agent"), ProcessId))
+    except msgspec.ValidationError:
+        pass  # it has written no sign of life yet
+    seen = [process_alive(process) for process in processes]
+    return "alive" if True in seen else "unknown" if None in seen else "gone"
+
+
+def _open_warnings(events: Sequence[dict[str, Json]]) -> list[dict[str, Json]]:
+    """The last warning of each cause since the newest attempt last made something durable."""
+    warnings: dict[str, dict[str, Json]] = {}
+    for event in events:
+        if event.get("kind") == "save":
+            warnings.clear()
+        elif event.get("kind") == "warning":
+            warnings[str(event.get("cause"))] = event
+    return list(warnings.values())
+
+
+def _last_notice(events: Sequence[dict[str, Json]]) -> dict[str, Json] | None:
+    """The last notice, with `cancelled_utc` if it was taken back."""
+    notice = _last(events, "notice")
+    if notice is None:
+        return None
+    cancelled = _last(events[events.index(notice) :], "notice-cancelled")
+    return {**notice, "cancelled_utc": cancelled.get("utc") if cancelled else None}
+
+
+def _last(events: Sequence[dict[str, Json]], kind: str) -> dict[str, Json] | None:
+    return next((event for event in reversed(events) if event.get("kind") == kind), None)
+
+
+def _show(found: dict[str, Json]) -> None:
+    out = console()
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for label, value in _facts(found):
+        facts.add_row(label, text(value, "yellow" if label in ("warning", "damaged") else ""))
+    out.print(facts)
+    attempts = found["attempts"]
+    if not attempts:
+        return
+    out.print()
+    shown = table("attempt", "host", "since (UTC)", "state", "last sign", right=("attempt",))
+    for each in attempts[-ATTEMPTS_SHOWN:]:
+        state = f"{each['state']}, {each['outcome']}" if each["outcome"] else each["state"]
+        shown.add_row(
+            str(each["attempt"]),
+            text(each["host"] or "(record damaged)"),
+            clock(each["since_utc"] or ""),
+            text(state),
+            ago(each["last_sign_utc"]) if each["last_sign_utc"] else "",
+        )
+    out.print(shown)
+    if len(attempts) > ATTEMPTS_SHOWN:
+        out.print(text(f"and {len(attempts) - ATTEMPTS_SHOWN} earlier"))
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    durable, resume, notice, metrics = (found[name] for name in ("durable", "resume", "notice", "metrics"))
+    facts = [
+        ("run", f"{found['run_id']} at {found['url']}"),
+        ("finished", "yes" if found["finished"] else "no"),
+    ]
+    if durable is None:
+        facts.append(("durable", "nothing yet"))
+    else:
+        facts.append(
+            ("durable", f"step {durable['step']}, {ago(durable['saved_utc'])} ({durable['checkpoint']})")
+        )
+    if resume is not None:
+        guarantee, why = str(resume.get("guarantee")), str(resume.get("why", ""))
+        promise = why if why.startswith(guarantee) else f"{guarantee}, {why}".rstrip(", ")
+        when = ago(str(resume.get("utc")))
+        facts.append(
+            ("resumed", f"attempt {resume['attempt']} at step {resume.get('step')}, {when}: {promise}")
+        )
+    if notice is not None:
+        until = f", machine goes at {notice['deadline_utc']}" if notice.get("deadline_utc") else ""
+        until = f", cancelled {ago(notice['cancelled_utc'])}" if notice["cancelled_utc"] else until
+        facts.append(("notice", f"{notice.get('source')}, {ago(str(notice.get('utc')))}{until}"))
+    if metrics is not None:
+        values = ", ".join(f"{name} {value}" for name, value in metrics["values"].items())
+        facts.append(("metrics", f"step {metrics['step']}: {values}"))
+    facts += [("warning", f"{w.get('cause')}: {w.get('message')}") for w in found["warnings"]]
+    facts += [("damaged", fault) for fault in found["faults"]]
+    return facts
