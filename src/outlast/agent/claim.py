@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from outlast._errors import RunAlive, StoreUnavailable
+from outlast._errors import RunAlive
 from outlast._process import process_alive
 from outlast._types import FORMAT_VERSION, Json
 from outlast.checkpoint import catalog
@@ -26,8 +26,6 @@ from outlast.store.base import Store
 
 _NONCE_ALPHABET = string.digits + string.ascii_lowercase
 _NONCE_LENGTH = 4
-_MAX_CLAIMS = 100
-"""Claims lost in a row before something else must be wrong."""
 
 
 @dataclass(frozen=True)
@@ -56,52 +54,43 @@ class Claimant:
 
 
 def claim(
-    store: Store,
-    claimant: Claimant,
-    *,
-    resumed_from: str | None,
-    say: Callable[[str], None],
-    waits: Waits,
-) -> AttemptRecord:
-    """Claim the next attempt number.
+    store: Store, claimant: Claimant, *, after: int, resumed_from: str | None, waits: Waits
+) -> AttemptRecord | None:
+    """Claim the attempt that follows `after`, the newest one when the checkpoints were looked at.
 
-    Raises:
-        RunAlive: the newest attempt lives and is not ours to supersede.
+    None where another start has claimed it meanwhile: what was offered before may be old then, so the claimant has
+    to look again. A number further on is never taken, since that would pass over what the other one saves.
     """
-    for _ in range(_MAX_CLAIMS):
-        wait_until_gone(store, claimant, say=say, waits=waits)
-        number = max(catalog.attempts(store), default=0) + 1
-        record = AttemptRecord(
-            format=FORMAT_VERSION,
-            run_id=claimant.run_id,
-            attempt=number,
-            nonce="".join(secrets.choice(_NONCE_ALPHABET) for _ in range(_NONCE_LENGTH)),
-            claimed_utc=utc_now(),
-            world_size=claimant.world_size,
-            global_batch=claimant.global_batch,
-            launch_id=claimant.launch_id,
-            job_id=claimant.job_id,
-            agent=claimant.agent,
-            trainer=claimant.trainer,
-            settings=claimant.settings,
-            resumed_from=resumed_from,
-        )
-        if store.create(attempt_key(number), seal(record)) and _is_still_ours(store, record, waits):
-            return record
-    msg = f"{store.url}: {_MAX_CLAIMS} attempts were claimed by others in a row; look for a loop that starts jobs"
-    raise StoreUnavailable(msg)
+    number = after + 1
+    record = AttemptRecord(
+        format=FORMAT_VERSION,
+        run_id=claimant.run_id,
+        attempt=number,
+        nonce="".join(secrets.choice(_NONCE_ALPHABET) for _ in range(_NONCE_LENGTH)),
+        claimed_utc=utc_now(),
+        world_size=claimant.world_size,
+        global_batch=claimant.global_batch,
+        launch_id=claimant.launch_id,
+        job_id=claimant.job_id,
+        agent=claimant.agent,
+        trainer=claimant.trainer,
+        settings=claimant.settings,
+        resumed_from=resumed_from,
+    )
+    is_ours = store.create(attempt_key(number), seal(record)) and _is_still_ours(store, record, waits)
+    return record if is_ours else None
 
 
-def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], None], waits: Waits) -> None:
-    """Return once the newest attempt is gone, or is ours to supersede.
+def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], None], waits: Waits) -> int:
+    """Return the newest attempt's number (0: there is none) once it is gone, or is ours to supersede.
 
     Raises:
         RunAlive: it lives.
     """
-    numbers = catalog.attempts(store)
-    record = catalog.read_attempt(store, numbers[-1]) if numbers else None
+    newest = max(catalog.attempts(store), default=0)
+    record = catalog.read_attempt(store, newest) if newest else None
     if record is None or _may_supersede(record, claimant):
-        return
+        return newest
     started = time.monotonic()
     told = False
     seen = _newest_part(store, record)
@@ -110,12 +99,12 @@ def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], No
         agent = process_alive(record.agent) or process_alive(_agent_now(store, record))
         if trainer is None:
             if _has_ended(store, record):
-                return
+                return newest
             now_seen = _newest_part(store, record)
             if now_seen != seen:
                 raise RunAlive(_alive_message(store, record, claimant, "it has just written to the store"))
             if time.monotonic() - started >= waits.silent_s:
-                return
+                return newest
             wait_s, why = waits.silent_s, "and cannot be asked from here: waiting whether it still writes"
         elif trainer:
             raise RunAlive(
@@ -127,7 +116,7 @@ def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], No
                 raise RunAlive(_alive_message(store, record, claimant, why))
             wait_s, why = waits.draining_s, "and its agent is still finishing"
         else:
-            return
+            return newest
         if not told:
             told = True
             say(f"attempt {record.attempt} ran on {record.trainer.host} {why} (up to {wait_s:.0f} s)")

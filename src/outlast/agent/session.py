@@ -14,6 +14,7 @@ from outlast._errors import (
     ObjectDamaged,
     ObjectMissing,
     OutlastError,
+    StoreUnavailable,
 )
 from outlast._process import process_id
 from outlast._types import FORMAT_VERSION, Json, Reason
@@ -48,6 +49,10 @@ from outlast.store.base import Store
 
 DRAIN_S = 600.0
 """How long an agent whose trainer is gone keeps trying to make durable what is complete."""
+
+
+_MOST_CLAIMS = 100
+"""Claims lost in a row before something else must be wrong."""
 
 
 @dataclass(frozen=True)
@@ -235,10 +240,21 @@ class Session:
         self._start(hello, store, record)
 
     def _offer(self, hello: Hello, store: Store) -> AttemptRecord:
-        """Offer checkpoints, newest first, until one is whole and fits; then the attempt is claimed."""
+        """Offer what is there until the attempt is claimed: where another start came first, it has to be looked at again."""
         run = catalog.read_run(store)
-        candidates = self._candidates(hello, store, run.run_id if run else None)
-        run = run or catalog.create_run(store, run_id=new_run_id(), created_utc=utc_now())
+        for _ in range(_MOST_CLAIMS):
+            newest, candidates = self._candidates(hello, store, run.run_id if run else None)
+            run = run or catalog.create_run(store, run_id=new_run_id(), created_utc=utc_now())
+            record = self._offer_each(hello, store, run.run_id, newest, candidates)
+            if record is not None:
+                return record
+        msg = f"{store.url}: {_MOST_CLAIMS} attempts were claimed by others in a row; look for a loop that starts jobs"
+        raise StoreUnavailable(msg)
+
+    def _offer_each(
+        self, hello: Hello, store: Store, run_id: str, newest: int, candidates: list[CheckpointId]
+    ) -> AttemptRecord | None:
+        """Offer checkpoints, newest first, until one is whole and fits; None if the claim is lost to another start."""
         faults: list[str] = []
         record: AttemptRecord | None = None
         for checkpoint in candidates:
@@ -252,7 +268,7 @@ class Session:
             self._wire.send(
                 Offer(
                     url=store.url,
-                    run_id=run.run_id,
+                    run_id=run_id,
                     checkpoint=checkpoint.name,
                     step=checkpoint.step,
                     finished=loaded.commit.finished,
@@ -264,8 +280,10 @@ class Session:
                 )
             )
             accept, arena = self._accept()
-            record = record or self._claim(hello, store, run.run_id, checkpoint)
             try:
+                record = record or self._claim(hello, store, run_id, newest, checkpoint)
+                if record is None:
+                    return None
                 read_wants(store, records, accept.wants, arena.view if arena else memoryview(b""))
             except (ObjectMissing, ObjectDamaged) as error:
                 faults.append(f"{checkpoint.name}: {error}")
@@ -284,7 +302,7 @@ class Session:
         self._wire.send(
             Offer(
                 url=store.url,
-                run_id=run.run_id,
+                run_id=run_id,
                 checkpoint=None,
                 step=0,
                 finished=False,
@@ -296,13 +314,13 @@ class Session:
             )
         )
         self._accept()
-        return self._claim(hello, store, run.run_id, None)
+        return self._claim(hello, store, run_id, newest, None)
 
-    def _candidates(self, hello: Hello, store: Store, run_id: str | None) -> list[CheckpointId]:
-        if run_id is None:
-            found: list[CheckpointId] = []
-        else:
-            wait_until_gone(store, self._claimant(hello, run_id), say=self._say, waits=self._waits)
+    def _candidates(self, hello: Hello, store: Store, run_id: str | None) -> tuple[int, list[CheckpointId]]:
+        """The newest attempt's number, once it is gone, and what can be resumed, newest first."""
+        newest, found = 0, list[CheckpointId]()
+        if run_id is not None:
+            newest = wait_until_gone(store, self._claimant(hello, run_id), say=self._say, waits=self._waits)
             adopted = catalog.adopt(store, run_id)
             for checkpoint in adopted.committed:
                 self._say(f"{checkpoint.name} was whole and had no commit: committed now")
@@ -312,7 +330,7 @@ class Session:
         if hello.resume == "must" and not found:
             msg = f'resume="must", and {store.url} holds no checkpoint; start with resume="auto", or correct the place'
             raise NothingToResume(msg)
-        return found
+        return newest, found
 
     def _accept(self) -> tuple[Accept, Arena | None]:
         accept, fds = self._wire.receive()
@@ -335,13 +353,13 @@ class Session:
         )
 
     def _claim(
-        self, hello: Hello, store: Store, run_id: str, checkpoint: CheckpointId | None
-    ) -> AttemptRecord:
+        self, hello: Hello, store: Store, run_id: str, newest: int, checkpoint: CheckpointId | None
+    ) -> AttemptRecord | None:
         return claim(
             store,
             self._claimant(hello, run_id),
+            after=newest,
             resumed_from=checkpoint.name if checkpoint else None,
-            say=self._say,
             waits=self._waits,
         )
 
