@@ -308,6 +308,8 @@ class Link:
         if not isinstance(message, Offer):
             msg = f"expected Offer, got {type(message).__name__}"
             raise AgentLost(msg)
+        # With resume="never" the place may be another than was asked for: a new agent must go on there.
+        self._hello = msgspec.structs.replace(self._hello, url=message.url)
         return message
 
 
