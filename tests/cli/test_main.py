@@ -30,10 +30,10 @@ def test_the_overview_names_every_command():
         assert len(lines[name].split()) > 4, lines[name]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["run", "drill", "checkpoints list", "checkpoints verify", "status"])
 def test_the_help_of_a_command_has_an_example(name):
     """Something to copy, that starts with the command."""
-    done = outlast(name, "--help")
+    done = outlast(*name.split(), "--help")
     assert done.returncode == 0, done.stderr
     assert f"outlast {name} " in done.stdout.replace(f"Usage: outlast {name} ", "")
 
