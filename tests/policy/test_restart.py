@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 
 import pytest
@@ -60,7 +61,16 @@ def test_a_sigterm_never_relaunches(outcome):
     """After a SIGTERM nothing is started again here, and what would be is reported as 75."""
     action = decide(replace(outcome, notices=(*outcome.notices, SIGTERM)))
     assert isinstance(action, End)
-    assert action.code == (outcome.returncode if outcome.returncode in {0, 130, 76, 78} else 75)
+    own = 130 if outcome.returncode == -signal.SIGINT else outcome.returncode
+    assert action.code == (own if own in {0, 130, 76, 78} else 75)
+
+
+@given(outcome=outcomes)
+def test_a_script_that_sigint_killed_was_interrupted(outcome):
+    """Ctrl-C before outlast.Run could answer it is Ctrl-C all the same."""
+    action = decide(replace(outcome, returncode=-signal.SIGINT))
+    assert isinstance(action, End)
+    assert action.code == 130
 
 
 def test_preempted_without_a_known_notice_ends_with_75():
