@@ -282,6 +282,7 @@ class Run:
         self._last_epoch_read = self.epoch
         if self._tail_open:  # the last attempt was interrupted in this epoch's tail
             self._begin_reading(None)
+            self._keeper.page[Word.PHASE] = Phase.TAIL
             return
         self._source = source
         iterator = source.begin(self.epoch, self._source_position)

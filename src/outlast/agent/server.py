@@ -16,9 +16,9 @@ from outlast.agent.protocol import NoticeHeard
 from outlast.agent.session import Session, Standing
 from outlast.agent.wire import Wire
 from outlast.notice.base import Notice
-from outlast.notice.watch import Watch, watch_machine
+from outlast.notice.watch import Watch, for_policy, watch_machine
 from outlast.policy.alarm import alarms
-from outlast.policy.restart import MACHINE_SURVIVED_S
+from outlast.policy.restart import MACHINE_SURVIVED_S, settled
 
 TICK_S = 0.2
 """Between looks at sources that have no descriptor to wait on."""
@@ -54,6 +54,14 @@ class Loop:
             if not notice.cancelled and (notice.deadline_s is None or notice.deadline_s > outlived_s)
         ]
         return min(standing, key=lambda notice: notice.deadline_s or float("inf"), default=None)
+
+    def forget_settled(self) -> None:
+        """Before a relaunch: forget notices that were cancelled or outlived, so that the next of their kind counts."""
+        now = time.monotonic()
+        self.watch.forget_settled(now)
+        self._own = {
+            source: notice for source, notice in self._own.items() if not settled(for_policy(notice, now))
+        }
 
     def trainer_heard(self, message: NoticeHeard) -> None:
         """A signal reached the trainer. Called from the session's thread."""
@@ -154,6 +162,7 @@ def _as_standing(notice: Notice | None) -> Standing | None:
         return None
     return Standing(
         source=notice.source,
+        kind=notice.kind,
         deadline_ns=int(notice.deadline_s * 1e9) if notice.deadline_s is not None else 0,
         deadline_utc=notice.deadline_utc.isoformat(timespec="milliseconds") if notice.deadline_utc else None,
     )

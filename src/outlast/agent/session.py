@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -43,6 +45,7 @@ from outlast.checkpoint import catalog
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.manifest import AttemptRecord, CheckpointId
 from outlast.checkpoint.reader import read_wants
+from outlast.notice.base import Kind
 from outlast.policy.alarm import Sight
 from outlast.snapshot.arena import Arena
 from outlast.store.base import Store
@@ -60,6 +63,7 @@ class Standing:
     """The notice that stands, as the trainer is told of it."""
 
     source: str
+    kind: Kind
     deadline_ns: int
     deadline_utc: str | None
 
@@ -128,13 +132,14 @@ class Session:
         self._show(claimed.page)
         if standing is not None and first:
             claimed.persister.release(Reason.EMERGENCY)
+        self._end_before_loop(claimed.page)
         kind = "notice" if standing else "notice-cancelled"
         about = {"source": standing.source, "deadline_utc": standing.deadline_utc} if standing else {}
         self._record(kind, **about)
 
     def interrupt(self) -> None:
         """Ctrl-C reached the agent."""
-        self._interrupts += 1
+        self._interrupts = 1
         if self.claimed is not None:
             self.claimed.page[Word.INTERRUPTS] = self._interrupts
 
@@ -384,6 +389,7 @@ class Session:
         if hello.rejoin is None:
             self._record("attempt", host=record.trainer.host, pid=record.trainer.pid)
         self._wire.send(Welcome(attempt=record.attempt, nonce=record.nonce, run_id=record.run_id), (page.fd,))
+        self._end_before_loop(page)
 
     def _listen(self) -> None:
         while True:
@@ -450,6 +456,18 @@ class Session:
         standing = self._standing
         page[Word.DEADLINE_NS] = standing.deadline_ns if standing else 0
         page[Word.STOP] = Stop.LEAVE if standing else Stop.NO
+
+    def _end_before_loop(self, page: ControlPage) -> None:
+        """A script that has not begun its loop has nothing to save and does not look at the page: SIGTERM ends it too."""
+        standing, pidfd = self._standing, self._trainer_pidfd
+        if (
+            standing
+            and standing.kind == "signal"
+            and page[Word.PHASE] == Phase.STARTING
+            and pidfd is not None
+        ):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
 
     def _record(self, kind: str, **fields: Json) -> None:
         claimed = self.claimed

@@ -99,19 +99,33 @@ def supervise(
 
 
 class _Interrupts:
-    """Ctrl-C reaches the whole terminal group: the trainer answers it, the agent only passes on that it came."""
+    """Ctrl-C reaches the whole terminal group: the trainer answers it, the agent only passes on that it came.
+
+    Attributes:
+        count: how often it came.
+    """
 
     def __init__(self) -> None:
-        self.pending = False
+        self.count = 0
+        self._taken = 0
         signal.signal(signal.SIGINT, self._handle)
 
-    def take(self) -> bool:
-        """Whether one came since the last call."""
-        pending, self.pending = self.pending, False
-        return pending
+    @property
+    def pending(self) -> bool:
+        """Whether one came since the last `take`."""
+        return self.count > self._taken
+
+    @property
+    def insists(self) -> bool:
+        """Whether it came twice: leave at once, wait for nothing."""
+        return self.count > 1
+
+    def take(self) -> None:
+        """What came so far is being answered."""
+        self._taken = self.count
 
     def _handle(self, _number: int, _frame: object) -> None:
-        self.pending = True
+        self.count += 1
 
 
 def _launch(
@@ -133,20 +147,22 @@ def _launch(
     try:
         while child.poll() is None:
             loop.wait(session, (listener.fileno(), pidfd), lambda: interrupts.pending)
-            if interrupts.take() and session is not None:
-                session.interrupt()
+            interrupts.take()
             session = _accept(listener, session, loop)
+            if interrupts.count and session is not None:
+                session.interrupt()
     finally:
         os.close(pidfd)
     if session is None:
         return _Ended(child.returncode, None, None, 0)
     session.trainer_gone()
-    loop.wait(session, (), session.done.is_set)
+    loop.wait(session, (), lambda: session.done.is_set() or interrupts.insists)
     claimed = session.claimed
     durable = claimed.persister.durable if claimed else None
     attempt = claimed.record.attempt if claimed else 0
     exception = session.exception
-    session.close()
+    if session.done.is_set():
+        session.close()
     return _Ended(child.returncode, exception, durable.name if durable else None, attempt)
 
 
@@ -186,8 +202,8 @@ def _what_next(
     if exception is None and ended.attempt == 0 and ended.returncode > 0:
         exception = f"exit code {ended.returncode} before outlast.Run was reached"
     while True:
-        if interrupts.take():
-            return EXIT_INTERRUPTED
+        if interrupts.count:
+            return 0 if ended.returncode == 0 else EXIT_INTERRUPTED
         now = time.monotonic()
         outcome = Outcome(
             returncode=ended.returncode,
@@ -220,6 +236,7 @@ def _what_next(
                 history.restarts += action.counts
                 history.exception = exception
                 history.durable = ended.durable or history.durable
+                loop.forget_settled()
                 return None
 
 

@@ -116,8 +116,8 @@ def decide(outcome: Outcome, jitter: float = 0.0) -> Action:
             between half of its nominal length (0) and all of it (1).
     """
     code = _exit_code(outcome.returncode)
-    if outcome.returncode in _SAME:
-        return End(code, _SAME[outcome.returncode])
+    if code in _SAME:  # 130 also where SIGINT itself ended it, before outlast.Run could answer
+        return End(code, _SAME[code])
     if any(notice.kind == "signal" and not notice.cancelled for notice in outcome.notices):
         return End(EXIT_PREEMPTED, "SIGTERM: start the same command again, and it continues")
     pending = [notice for notice in outcome.notices if not settled(notice)]

@@ -155,6 +155,7 @@ class Keeper:
         if self._closed:
             return
         self._closed = True
+        self._signals.at_once = False  # the script ends anyway, and what is complete is waited for
         exception = ended_by()
         if exception is not None:
             self._ending = "error" if self._ending == "ended" else self._ending

@@ -69,6 +69,7 @@ class Signals:
         except BlockingIOError:
             pass  # it was told often enough
         if self.at_once:
+            self.at_once = False  # once: what ends the script now may have cleaning up to do
             msg = f"{signal.Signals(number).name} outside of the training loop: what is saved stands"
             raise Preempted(msg)
 
