@@ -55,12 +55,16 @@ class S3Server:
 
 @contextlib.contextmanager
 def rclone_s3(folder: Path) -> Iterator[S3Server]:
-    """`rclone serve s3`: checks signatures, ignores create-if-absent. Objects are the files below `folder/bucket`."""
+    """`rclone serve s3`: checks signatures, ignores create-if-absent.
+
+    Objects are the files below `folder/rclone/bucket`, to be read there. It caches its folders: what is changed there
+    behind its back may not be seen. (`--dir-cache-time 0s` would see it, but spins for seconds in every request.)
+    """
     root = folder / "rclone"
     (root / BUCKET).mkdir(parents=True)
     command = [
         _program("rclone"), "serve", "s3", str(root), "--config", str(folder / "no-rclone.conf"),
-        "--addr", "127.0.0.1:0", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--dir-cache-time", "0s", "-v",
+        "--addr", "127.0.0.1:0", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "-v",
     ]  # fmt: skip
     with _serving(command, folder / "rclone.log") as endpoint:
         yield S3Server(endpoint, honours_create=False)

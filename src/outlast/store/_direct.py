@@ -28,26 +28,26 @@ def write_all(file: int, parts: Sequence[memoryview]) -> None:
         for view in views:
             _write(file, view)
         return
-    with mmap.mmap(-1, _BOUNCE_BYTES) as memory, memoryview(memory) as bounce:
-        held = 0
-        for view in views:
-            rest = view
-            while rest:
-                if not held and _is_aligned(rest) and len(rest) >= _BLOCK_BYTES:
-                    whole = len(rest) - len(rest) % _BLOCK_BYTES
-                    _write(file, rest[:whole])
-                    rest = rest[whole:]
-                    continue
-                taken = min(len(rest), _BOUNCE_BYTES - held)
-                bounce[held : held + taken] = rest[:taken]
-                held, rest = held + taken, rest[taken:]
-                if held == _BOUNCE_BYTES:
-                    _write(file, bounce)
-                    held = 0
-        whole = held - held % _BLOCK_BYTES
-        _write(file, bounce[:whole])
-        _set_direct(file, on=False)
-        _write(file, bounce[whole:held])
+    # Not closed by hand: where a write fails, the error's traceback still holds a piece of this memory.
+    bounce = memoryview(mmap.mmap(-1, _BOUNCE_BYTES))
+    held = 0
+    for rest in views:
+        while rest:
+            if not held and _is_aligned(rest) and len(rest) >= _BLOCK_BYTES:
+                whole = len(rest) - len(rest) % _BLOCK_BYTES
+                _write(file, rest[:whole])
+                rest = rest[whole:]  # noqa: PLW2901 - consumed
+                continue
+            taken = min(len(rest), _BOUNCE_BYTES - held)
+            bounce[held : held + taken] = rest[:taken]
+            held, rest = held + taken, rest[taken:]  # noqa: PLW2901 - consumed
+            if held == _BOUNCE_BYTES:
+                _write(file, bounce)
+                held = 0
+    whole = held - held % _BLOCK_BYTES
+    _write(file, bounce[:whole])
+    _set_direct(file, on=False)
+    _write(file, bounce[whole:held])
 
 
 def read_at(file: int, offset: int, target: memoryview) -> int:
