@@ -18,6 +18,9 @@ from outlast.snapshot.stager import layout, stage
 from outlast.state.table import TensorTable
 
 _ARENAS = 2
+_FIRST_SHARE = 1 / 16
+"""An attempt's first save comes after this share of the interval, the next after twice that, up to the whole: a
+machine that lives shorter than the interval gets on all the same."""
 _HEADROOM = 1.02
 """An arena is made a little larger than needed, so that a state that grows by a few values fits again."""
 
@@ -41,6 +44,7 @@ class Saver:
         self._arenas: dict[int, Arena] = {}
         self._number = 0
         self._repeat: tuple[int, int] = (-1, 0)
+        self._share = _FIRST_SHARE
         self._last_s = time.monotonic()
         self._last_step = 0
         self._step_s = 0.0
@@ -61,8 +65,7 @@ class Saver:
         """Whether an interval has passed at this safe point."""
         if self._every.steps is not None:
             return step - self._last_step >= self._every.steps
-        assert self._every.seconds is not None
-        return time.monotonic() - self._last_s >= self._every.seconds
+        return time.monotonic() - self._last_s >= self._interval_s()
 
     def is_due_next(self, step: int) -> bool:
         """Whether the next safe point may be due, so that what only a save needs is recorded from here on."""
@@ -70,8 +73,7 @@ class Saver:
         self._step_s, self._boundary_s = now - self._boundary_s, now
         if self._every.steps is not None:
             return step + 1 - self._last_step >= self._every.steps
-        assert self._every.seconds is not None
-        return now + 2 * self._step_s - self._last_s >= self._every.seconds
+        return now + 2 * self._step_s - self._last_s >= self._interval_s()
 
     def take(
         self,
@@ -123,6 +125,7 @@ class Saver:
         )
         if not hold:
             self.start(step)
+            self._share = min(self._share * 2, 1.0)
         return self._number
 
     def prepare(self) -> None:
@@ -135,6 +138,10 @@ class Saver:
             size = layout(table.entries).size_bytes
         for index in range(_ARENAS):
             self._make_arena(index, size).populate()
+
+    def _interval_s(self) -> float:
+        assert self._every.seconds is not None
+        return self._every.seconds * self._share
 
     def _free_arena(self, size_bytes: int, *, wait: bool, deadline_s: float | None) -> int | None:
         timeout_s = (
