@@ -67,6 +67,7 @@ class MapSource:
         self.guarantee = self._best
         self.batches_done = 0
         self.samples_done = 0
+        self._epoch = 0
         self._length = _length(dataset)
 
     def describe(self) -> dict[str, Json]:
@@ -85,8 +86,8 @@ class MapSource:
     def begin(self, epoch: int, position: Json | None) -> Iterator[Any]:
         self._length = _length(self._dataset)
         self.guarantee = self._best
-        self.batches_done = self.samples_done = 0
-        if position is not None:
+        self._epoch, self.batches_done, self.samples_done = epoch, 0, 0
+        if position is not None and position["epoch"] == epoch:
             self._continue_at(position)
         start = self.samples_done
         batches = self._pipeline.run(self._requests(epoch, start), epoch)
@@ -95,6 +96,7 @@ class MapSource:
     def position(self) -> Json:
         return {
             "data": self._identity(),
+            "epoch": self._epoch,
             "batches": self.batches_done,
             "samples": self.samples_done,
             "step": self._step,

@@ -43,6 +43,7 @@ class ReplaySource:
         self._batch_size: int | None = getattr(loader, "batch_size", None)
         self._once = hasattr(loader, "__next__")
         self._begun = False
+        self._epoch = 0
         self._fingerprint: str | None = None
         self.notes = [
             (
@@ -80,6 +81,9 @@ class ReplaySource:
         self.guarantee = self._best
         self.batches_done = self.samples_done = 0
         self._fingerprint = None
+        self._epoch = epoch
+        if position is not None and position["epoch"] != epoch:
+            position = None
         same = position is None or check_position(position, self._identity())
         stream = Stream(self._generators, triples(derive(Use.STREAM, self._seed, epoch, self._rank), [0])[0])
         if callable(getattr(self._loader, "set_epoch", None)):
@@ -94,6 +98,7 @@ class ReplaySource:
     def position(self) -> Json:
         return {
             "data": self._identity(),
+            "epoch": self._epoch,
             "batches": self.batches_done,
             "samples": self.samples_done,
             "last": self._fingerprint,
@@ -120,7 +125,7 @@ class ReplaySource:
         )
         if not same:
             self.guarantee = changed_guarantee()
-        elif position["last"] != self._fingerprint:
+        elif position.get("last") != self._fingerprint:
             reason = (
                 f"the replay of {kind_of(self._loader)} gave another batch {count - 1:,} than the first time: it does not depend "
                 "on the seeded generators alone (number of workers, files, time, a generator of its own)"
@@ -148,6 +153,7 @@ class SequenceSource:
         self.notes: list[str] = []
         self.guarantee = Guarantee.BIT_EXACT, "the batches of a sequence are taken by their number"
         self._best = self.guarantee
+        self._epoch = 0
         self.batches_done = 0
         self.samples_done = 0
 
@@ -157,17 +163,22 @@ class SequenceSource:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def begin(self, epoch: int, position: Json | None) -> Iterator[Any]:  # noqa: ARG002  # every epoch is the same
+    def begin(self, epoch: int, position: Json | None) -> Iterator[Any]:
         self.guarantee = self._best
-        self.batches_done = self.samples_done = 0
-        if position is not None:
+        self._epoch, self.batches_done, self.samples_done = epoch, 0, 0
+        if position is not None and position["epoch"] == epoch:
             if not check_position(position, self._identity()):
                 self.guarantee = changed_guarantee()
             self.batches_done, self.samples_done = position["batches"], position["samples"]
         return self._hand_out()
 
     def position(self) -> Json:
-        return {"data": self._identity(), "batches": self.batches_done, "samples": self.samples_done}
+        return {
+            "data": self._identity(),
+            "epoch": self._epoch,
+            "batches": self.batches_done,
+            "samples": self.samples_done,
+        }
 
     def _identity(self) -> dict[str, Json]:
         return {"kind": "sequence", "length": len(self._batches)}

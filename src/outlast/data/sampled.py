@@ -99,6 +99,7 @@ class SamplerSource:
         self.batches_done = 0
         self.samples_done = 0
         self._mine = 0
+        self._epoch = 0
         self._on_the_way: deque[_Drawn] = deque()
         self._last: _Drawn | None = None
         self._ended: Json = None
@@ -120,10 +121,12 @@ class SamplerSource:
 
     def begin(self, epoch: int, position: Json | None) -> Iterator[Any]:
         self.guarantee = self._best
-        self.batches_done = self.samples_done = self._mine = 0
+        self._epoch, self.batches_done, self.samples_done, self._mine = epoch, 0, 0, 0
         self._last = None
         self._on_the_way.clear()
-        if position is not None and position["ended"]:
+        if position is not None and position["epoch"] != epoch:
+            self._ended, position = position, None
+        if position is not None and position.get("ended"):
             check_position(position, self._identity())
             self._stand_at(position)
             self._ended = position
@@ -139,6 +142,7 @@ class SamplerSource:
         last = self._last
         return {
             "data": self._identity(),
+            "epoch": self._epoch,
             "batches": self.batches_done,
             "samples": self.samples_done,
             "mine": self._mine,
@@ -175,7 +179,7 @@ class SamplerSource:
     def _start(self, epoch: int) -> Iterator[Any]:
         """Iterate the sampler from the epoch's start, as every attempt does."""
         ended, self._ended = self._ended, None
-        if ended is not None and ended["state"] is not None:
+        if self._stateful and ended is not None and ended.get("state") is not None:
             # It may count epochs in its state. Put back at an epoch's end, some give an empty rest first, some the next
             # epoch at once.
             self._sampler.load_state_dict(copy.deepcopy(ended["state"]))
@@ -198,7 +202,7 @@ class SamplerSource:
     def _continue_at(self, position: Json, drawing: Iterator[Any]) -> Iterator[Any]:
         same = check_position(position, self._identity())
         self._stand_at(position)
-        if self._stateful and position["state"] is not None:
+        if self._stateful and position.get("state") is not None:
             self._sampler.load_state_dict(copy.deepcopy(position["state"]))
             self._last = _Drawn(None, 0, position["state"])
             with self._stream:
@@ -230,10 +234,10 @@ class SamplerSource:
     def _skip(self, drawing: Iterator[Any], position: Json) -> Any:
         """Draw what was used; return the indices of the last batch."""
         in_batches = self._gives_batches or self._batch_size is None
-        count = position["batches"] if in_batches else position["mine"]
+        count = position["batches"] if in_batches else self._mine
         with self._stream:
             # Two parts, so that the last batch's indices are kept and no others.
-            keep = 1 if in_batches else min(count, position["batch_size"] or 1)
+            keep = 1 if in_batches else min(count, position.get("batch_size") or 1)
             skipped = sum(1 for _ in islice(drawing, max(count - keep, 0)))
             kept = list(islice(drawing, min(keep, count)))
         if skipped + len(kept) < count:
@@ -247,7 +251,7 @@ class SamplerSource:
     def _stand_at(self, position: Json) -> None:
         self.batches_done = position["batches"]
         self.samples_done = position["samples"]
-        self._mine = position["mine"]
+        self._mine = position.get("mine", position["samples"] // self._world_size)
 
     def _requests(self, drawing: Iterator[Any], epoch: int) -> Iterator[Request]:
         at = self._mine

@@ -51,12 +51,9 @@ def derive(*parts: int) -> int:
     """Derive 64 bits from integers of any size and sign; their order matters."""
     state = len(parts)
     for part in parts:
-        rest = part
-        while True:
-            state = mix(((state ^ (rest & _MASK_64)) + _GOLDEN) & _MASK_64)
-            rest >>= 64
-            if rest in {0, -1}:
-                break
+        words = part.bit_length() // 64 + 1
+        for number in (2 * words + (part < 0), *(part >> (64 * place) for place in range(words))):
+            state = mix(((state ^ (number & _MASK_64)) + _GOLDEN) & _MASK_64)
     return state
 
 

@@ -47,6 +47,9 @@ class Source(Protocol):
     def begin(self, epoch: int, position: Json | None) -> Iterator[Any]:
         """Start an epoch at a position of `position()`, or at its start; skipping is done when this returns.
 
+        A position of another epoch is where that one was left: the epoch starts at its start, and a loader with a state of
+        its own (which may count epochs) goes on from there.
+
         Raises:
             DataChanged: the position is one of other data.
         """

@@ -47,6 +47,7 @@ class StatefulSource:
         self.guarantee = self._best
         self.batches_done = 0
         self.samples_done = 0
+        self._epoch = 0
         self._exhausted = False
         self._ended: Json = None
 
@@ -64,12 +65,14 @@ class StatefulSource:
     def begin(self, epoch: int, position: Json | None) -> Iterator[Any]:
         self.guarantee = self._best
         self._exhausted = False
-        self.batches_done = self.samples_done = 0
+        self._epoch, self.batches_done, self.samples_done = epoch, 0, 0
+        if position is not None and position["epoch"] != epoch:
+            self._ended, position = position, None
         if position is not None:
             if not check_position(position, self._identity()):
                 self.guarantee = changed_guarantee()
             self.batches_done, self.samples_done = position["batches"], position["samples"]
-            if position["ended"]:
+            if position.get("ended"):
                 self._ended = position
                 return iter(())
         return self._hand_out(self._start(epoch, position))
@@ -79,6 +82,7 @@ class StatefulSource:
             return self._ended
         return {
             "data": self._identity(),
+            "epoch": self._epoch,
             "batches": self.batches_done,
             "samples": self.samples_done,
             "ended": self._has_ended(),
@@ -115,8 +119,8 @@ class StatefulSource:
 
     def _start(self, epoch: int, position: Json | None) -> Iterator[Any]:
         ended, self._ended = self._ended, None
-        resumed = position if position is not None and position["state"] is not None else None
-        if ended is not None and ended["state"] is not None:
+        resumed = position if position is not None and position.get("state") is not None else None
+        if ended is not None and ended.get("state") is not None:
             self._load(ended["state"])
             making = self._iterate(epoch)
             # torchdata's (the one with `next_iter_state`) has used up the state by now, and starts the epoch anew below,
