@@ -51,9 +51,11 @@ def test_gradients_gathered_so_far_are_pending():
     backward(states["model"])
     states["model"].bias.grad = None
     backward(fresh["model"])
+    fresh["opt"].step()
     assert load(fresh, save(states, watch), other) == []
     assert bits(fresh["model"].weight.grad) == bits(states["model"].weight.grad)
     assert fresh["model"].bias.grad is None
+    assert not other.stepped()
 
 
 @pytest.mark.parametrize("due", [True, False])
@@ -68,6 +70,8 @@ def test_gradients_that_the_loop_drops_are_left_out_when_a_save_is_due(due):
         watch.due = due
         states["opt"].step()
     assert pending(watch) == ({} if due else {"opt": [0, 1]})
+    watch.mark()
+    assert pending(watch) == {"opt": [0, 1]}, "no step since the mark: the loop still has use for them"
 
 
 def test_gradients_added_after_the_step_are_pending():
@@ -257,7 +261,7 @@ def test_a_scheduler_does_not_hide_the_step():
 @pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
 @pytest.mark.filterwarnings("ignore")  # what dynamo says of profiler hooks is its own business
 def test_a_compiled_step_is_seen(how, kind):
-    """Whole, inside a compiled function, or put in the place of the method; with no break in its graph."""
+    """Whole, inside a compiled function, or put in the place of the method."""
     model = nn.Linear(3, 2)
     optimizer = kind(model.parameters(), lr=0.01)
     watch = StepWatch({"model": model, "opt": optimizer})
@@ -276,6 +280,35 @@ def test_a_compiled_step_is_seen(how, kind):
         assert watch.stepped()
         watch.mark()
         assert not watch.stepped()
+    torch._dynamo.reset()
+
+
+class Traceable(optim.Optimizer):
+    """An optimizer that compiles as one whole graph, with the hooks around its step."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad * 0.1)
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_watching_breaks_no_compiled_graph():
+    """Also while a save is due: what the step remembers then is left out, and all gradients are pending."""
+    model = nn.Linear(3, 2)
+    optimizer = Traceable(model.parameters())
+    watch = StepWatch({"opt": optimizer})
+    step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+    for due in (True, False, True):
+        watch.due = due
+        watch.mark()
+        optimizer.zero_grad()
+        backward(model)
+        step()
+        assert watch.stepped() and pending(watch) == {"opt": [0, 1]}
     torch._dynamo.reset()
 
 

@@ -108,6 +108,7 @@ def test_determinism_and_world_size_break_bits(monkeypatch):
     old = settings.describe({})
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     torch.use_deterministic_algorithms(True)
     try:
         found = settings.differences(old, settings.describe({}))
@@ -115,6 +116,7 @@ def test_determinism_and_world_size_break_bits(monkeypatch):
         torch.use_deterministic_algorithms(False)
     assert {d.name for d in found if d.breaks_bits} == {
         "world_size",
+        "threads",
         "cudnn.benchmark",
         "deterministic_algorithms",
     }

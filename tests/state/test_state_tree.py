@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import math
 import struct
-from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -178,7 +179,12 @@ class Sub(dict):
     """A subclass would come back as its base."""
 
 
-Point = namedtuple("Point", "x y")
+class Point(NamedTuple):
+    """Would come back as a plain tuple."""
+
+    x: int
+
+
 CYCLE: list = []
 CYCLE.append([CYCLE])
 
@@ -195,7 +201,7 @@ def deep(levels):
     [
         (lambda: round_trip, "function"),
         (lambda: Sub(), "Sub"),
-        (lambda: Point(1, 2), "Point"),
+        (lambda: Point(1), "Point"),
         (lambda: object(), "object"),
         (lambda: CYCLE, "contains itself"),
         (lambda: deep(MAX_DEPTH + 1), "nested deeper"),
