@@ -61,7 +61,7 @@ def rclone_s3(folder: Path) -> Iterator[S3Server]:
     behind its back may not be seen. (`--dir-cache-time 0s` would see it, but spins for seconds in every request.)
     """
     root = folder / "rclone"
-    (root / BUCKET).mkdir(parents=True)
+    (root / BUCKET).mkdir(parents=True, exist_ok=True)
     command = [
         _program("rclone"), "serve", "s3", str(root), "--config", str(folder / "no-rclone.conf"),
         "--addr", "127.0.0.1:0", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "-v",
@@ -113,6 +113,12 @@ class FaultyProxy:
         with self._lock:
             self._faults = list(faults)
             self.requests.clear()
+
+    @property
+    def faults_left(self) -> int:
+        """How many of the planned faults have not happened."""
+        with self._lock:
+            return sum(fault.times for fault in self._faults)
 
     def take(self, request: str) -> Fault | None:
         """Note a request; return the fault that is planned for it."""

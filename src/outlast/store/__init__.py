@@ -13,7 +13,7 @@ __all__ = ["ObjectInfo", "Store", "open_store"]
 
 SUPPORTED = "a path, file:///absolute/path or s3://bucket/prefix"
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(?:s3|gs|az|file):")
 
 
 def open_store(url: str) -> Store:
@@ -27,17 +27,18 @@ def open_store(url: str) -> Store:
     scheme = _SCHEME.match(url)
     if scheme is None:
         return _local(url, url)
-    if scheme.group(1).lower() == "file":
+    kind = (scheme.group(1) or "").lower()
+    if kind == "file":
         parts = urlsplit(url)
         if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
             msg = f"{url!r} names no file of this machine: expected {SUPPORTED}"
             raise ConfigError(msg)
         return _local(unquote(parts.path), url)
-    if scheme.group(1).lower() == "s3":
+    if kind == "s3":
         from outlast.store.remote import RemoteStore
 
         return RemoteStore(url)
-    msg = f"{scheme.group(0)} is no store that Outlast can write to: expected {SUPPORTED}"
+    msg = f"{scheme.group()} is no store that Outlast can write to: expected {SUPPORTED}"
     raise ConfigError(msg)
 
 

@@ -140,8 +140,10 @@ def connect(url: str, patience: Patience) -> Clients:
     return Clients(repeating, once, prefix + "/" if prefix else "")
 
 
-def persist(patience: Patience, name: str, ask: Callable[[], Result]) -> Result:
-    """Call `ask`, and again after a transient fault while a whole second call still fits into the patience.
+def persist(patience: Patience, name: str, ask: Callable[[], Result], *, tries: int = 1) -> Result:
+    """Call `ask`, and again after a transient fault while another whole call still fits into the patience.
+
+    `tries` calls are made in any case: an upload may outlast the patience without a fault.
 
     Raises:
         StoreError: as `translated` says.
@@ -150,11 +152,13 @@ def persist(patience: Patience, name: str, ask: Callable[[], Result]) -> Result:
     again_until = start + patience.total_s - patience.request_s - patience.repeat_s
     pause_s = patience.backoff_s / 20
     while True:
+        tries -= 1
         try:
             return ask()
         except (BaseError, OSError) as error:
             fault = translated(error, name)
-            if not isinstance(fault, StoreUnavailable) or time.monotonic() + pause_s > again_until:
+            too_late = tries <= 0 and time.monotonic() + pause_s > again_until
+            if too_late or not isinstance(fault, StoreUnavailable):
                 raise fault from error
         # Full jitter (AWS Architecture Blog, "Exponential Backoff and Jitter"): many ranks must not come back at once.
         time.sleep(random.uniform(0, pause_s))  # noqa: S311 - no secret

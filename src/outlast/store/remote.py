@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-from outlast._errors import ObjectDamaged, ObjectMissing, StoreDenied, StoreUnavailable
-from outlast.store._client import Patience, Result, connect, persist, status_of, translated
+from outlast._errors import ObjectDamaged, ObjectMissing, StoreDenied
+from outlast.store._client import Patience, Result, connect, persist, status_of
 from outlast.store._keys import check_key, folder_of, is_key
 from outlast.store.base import ObjectInfo
 
@@ -88,10 +88,20 @@ class RemoteStore:
         if sum(map(len, views)) <= _PIECE_BYTES:
             self._put(key, b"".join(views))
             return
-        try:
-            self._upload(key, views, _PIECE_BYTES, _IN_FLIGHT)
-        except StoreUnavailable:
-            self._upload(key, views, _SLOW_PIECE_BYTES, 1)
+        manners = iter([(_PIECE_BYTES, _IN_FLIGHT)])
+
+        def upload() -> None:
+            piece_bytes, in_flight = next(manners, (_SLOW_PIECE_BYTES, 1))
+            obstore.put(
+                self._clients.bucket,
+                self._path(key),
+                _pieces(views, piece_bytes),
+                use_multipart=True,
+                chunk_size=piece_bytes,
+                max_concurrency=in_flight,
+            )
+
+        persist(self._patience, self._name(key), upload, tries=2)
 
     def get(self, key: str) -> bytes:
         """Return a whole small object."""
@@ -189,19 +199,6 @@ class RemoteStore:
         ):  # may write but not delete: the probe stays, and nothing reads it
             self.delete([key])
         return honours
-
-    def _upload(self, key: str, views: Sequence[memoryview], piece_bytes: int, in_flight: int) -> None:
-        try:
-            obstore.put(
-                self._clients.bucket,
-                self._path(key),
-                _pieces(views, piece_bytes),
-                use_multipart=True,
-                chunk_size=piece_bytes,
-                max_concurrency=in_flight,
-            )
-        except (BaseError, OSError) as error:
-            raise translated(error, self._name(key)) from error
 
     def _put(self, key: str, data: bytes) -> None:
         path = self._path(key)
