@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+
+from launch import Lab, Zygote
 
 # Each test process and each trainer that a test starts computes on one thread: pytest runs two at a time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NAMED_SKIPS = ("gpu", "lab")
 """Markers of the tests that may be skipped: they need something that not every machine has."""
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Where scripts are forked from."""
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path, zygote: Zygote) -> Iterator[Lab]:
+    """A folder in which scripts are started; whatever still runs at the end is killed."""
+    lab = Lab(tmp_path, zygote)
+    yield lab
+    lab.close()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
