@@ -175,6 +175,20 @@ def test_a_parameter_of_two_optimizers_is_saved_once_and_restored():
         assert bits(getattr(fresh["model"], name).grad) == bits(getattr(states["model"], name).grad)
 
 
+def test_a_gradient_that_one_of_two_optimizers_still_needs_is_pending():
+    """The other has stepped with it, and is done with it."""
+    model = nn.Linear(3, 2)
+    states = {"done": optim.SGD(model.parameters(), 0.1), "needs": optim.SGD([model.bias], 0.1)}
+    watch = StepWatch(states)
+    watch.due = True
+    for _ in range(3):
+        watch.mark()
+        model.zero_grad()
+        backward(model)
+        states["done"].step()
+    assert pending(watch) == {"needs": [0]}
+
+
 def test_a_sparse_gradient_is_pending_and_comes_back():
     """Uncoalesced, as an embedding leaves it."""
 

@@ -93,11 +93,15 @@ class StepWatch:
         self.mark()
 
     def _pending(self) -> Iterator[tuple[str, list[tuple[Any, nn.Parameter]]]]:
-        stale = {id(p) for watched in self._optimizers for p in watched.stale()}
+        stale = {(watched.name, id(p)) for watched in self._optimizers for p in watched.stale()}
         taken: set[int] = set()
         found: dict[str, list[tuple[Any, nn.Parameter]]] = {}
         for owner, key, parameter in self._parameters():
-            if parameter.grad is not None and id(parameter) not in stale and id(parameter) not in taken:
+            if (
+                parameter.grad is not None
+                and (owner, id(parameter)) not in stale
+                and id(parameter) not in taken
+            ):
                 taken.add(id(parameter))
                 found.setdefault(owner, []).append((key, parameter))
         yield from found.items()
