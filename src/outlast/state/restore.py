@@ -88,6 +88,8 @@ def _restore(state: Any, name: str, tree: Json, saved: Any) -> list[str]:
     state.load_state_dict(saved)
     if isinstance(state, torch.optim.Optimizer):
         _undo_casts(state, saved["state"], tree["params"])
+        # torch's schedulers warn at their first step in this process unless the optimizer has stepped in it.
+        vars(state)["_opt_called"] = True
     return []
 
 
