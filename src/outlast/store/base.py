@@ -46,7 +46,7 @@ class Store(Protocol):
         """
 
     def put(self, key: str, data: bytes) -> None:
-        """Put a small object whole. Putting the same bytes under the same key again is harmless."""
+        """Put a small object whole. The same bytes again are harmless; `ObjectDamaged` if other bytes are there."""
 
     def write(self, key: str, parts: Sequence[memoryview]) -> None:
         """Write one large object: the parts, in order, without joining them in memory."""
@@ -58,7 +58,7 @@ class Store(Protocol):
         """Fill `target` from `offset` of the object; `ObjectDamaged` if the object is too short."""
 
     def list(self, prefix: str = "") -> Iterable[ObjectInfo]:
-        """List every object whose key starts with `prefix` (a whole part or ending in `/`), sorted by key."""
+        """List every object below the folder `prefix` (with or without `/` at its end), sorted by key: all or an error."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is already gone is no error."""
