@@ -22,7 +22,12 @@ def main():
     train = DataLoader(TensorDataset(images[:1500], labels[:1500]), batch_size=32, shuffle=True)
 
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(256, 10)
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(256, 10),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 

@@ -13,6 +13,7 @@ a digest of every tensor at the end.
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import time
@@ -99,6 +100,7 @@ def main():
     )
 
     run = outlast.Run(model=model, optimizer=optimizer, scheduler=scheduler, seed=args.seed)
+    run.vars.best = math.inf
     for epoch in run.epochs(args.epochs):
         model.train()
         used = []
@@ -117,7 +119,7 @@ def main():
 
         record(args.record, epoch=epoch, step=int(model.steps), tail="begin")
         valid = validate(model, args, device)
-        run.vars.best = min(valid, run.vars.best) if hasattr(run.vars, "best") else valid
+        run.vars.best = min(run.vars.best, valid)
         scheduler.step()
         model.tails += 1
         tail = {"tail": "end", "tails": int(model.tails), "lr": lr_of(optimizer), "valid": valid.hex()}
@@ -169,8 +171,12 @@ def write_digests(path, **states):
 
     for name, state in states.items():
         visit(name, state.state_dict())
-    found["generators"] = [str(torch.get_rng_state().tolist()), str(np.random.get_state()), str(random.getstate())]
-    found["generators"] = hashlib.sha256(repr(found["generators"]).encode()).hexdigest()
+    for name, state in (
+        ("torch", torch.get_rng_state().tolist()),
+        ("numpy", np.random.get_state()),
+        ("python", random.getstate()),
+    ):
+        found[f"generator.{name}"] = hashlib.sha256(repr(state).encode()).hexdigest()
     with open(path, "w") as file:
         json.dump(found, file, indent=1)
         file.flush()

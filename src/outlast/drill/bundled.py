@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from outlast._errors import ConfigError
 from outlast.drill import on_store
 from outlast.drill.director import Course, Director
@@ -96,14 +98,8 @@ def conclude(report: Report, folder: Path) -> Report:
     if report.passed:
         shutil.rmtree(folder)
         return report
-    return replace_notes(report, (*report.notes, f"records, store and output are kept in {folder}"))
-
-
-def replace_notes(report: Report, notes: tuple[str, ...]) -> Report:
-    """Return the report with other notes."""
-    import msgspec
-
-    return msgspec.structs.replace(report, notes=notes)
+    kept = f"records, store and output are kept in {folder}"
+    return msgspec.structs.replace(report, notes=(*report.notes, kept))
 
 
 def read_final(folder: Path) -> dict[str, str] | None:
@@ -123,7 +119,7 @@ def _train(
     script = [sys.executable, str(example()), "--record", str(record), "--final", str(folder / "final.json")]
     machine = Machine(
         outlast_run(store, [*script, *options.arguments]),
-        env={**drill_env(options, folder), **options.env},
+        env={**_env(options, folder), **options.env},
         token=folder.parent.name + folder.name,
         log=folder / "output.txt",
     )
@@ -137,6 +133,10 @@ def _train(
         show=show,
     )
     return director.conduct(plan)
+
+
+def _env(options: Options, folder: Path) -> dict[str, str]:
+    return drill_env(interval_steps=options.interval_steps, grace_s=options.grace_s, folder=folder)
 
 
 def outlast_run(store: Path, command: Sequence[str]) -> list[str]:
@@ -156,7 +156,7 @@ def outlast_run(store: Path, command: Sequence[str]) -> list[str]:
     ]
 
 
-def drill_env(options: Options, folder: Path) -> dict[str, str]:
+def drill_env(*, interval_steps: int, grace_s: float, folder: Path) -> dict[str, str]:
     """Return the environment of every process of a drill: the caller's, without what names its own runs."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("OUTLAST_")}
     env.setdefault("OMP_NUM_THREADS", str(_THREADS))
@@ -164,8 +164,8 @@ def drill_env(options: Options, folder: Path) -> dict[str, str]:
     env["PYTHONUNBUFFERED"] = "1"
     env["TMPDIR"] = str(folder)
     env["OUTLAST_RUN"] = "drill"
-    env["OUTLAST_SAVE_EVERY"] = f"{options.interval_steps} steps"
-    env["OUTLAST_GRACE_S"] = str(options.grace_s)
+    env["OUTLAST_SAVE_EVERY"] = f"{interval_steps} steps"
+    env["OUTLAST_GRACE_S"] = str(grace_s)
     return env
 
 

@@ -36,8 +36,8 @@ class Happened:
     in_flight: on_store.Segment | None = None
     """What had been written of a save that was not durable by then."""
     noticed: float | None = None
-    newest: on_store.Saved | None = None
-    """The newest checkpoint on the store when its victims were dead."""
+    saved: list[on_store.Saved] = field(default_factory=list)
+    """The checkpoints on the store when its victims were dead."""
     failures: list[str] = field(default_factory=list)
 
 
@@ -293,7 +293,7 @@ class Director:
     def _note(self, planned: Planned, at: float) -> Happened:
         self._look()
         happened = Happened(planned, self.follower.step, at, len(self.follower.lines), None)
-        happened.newest = max(on_store.commits(self.store), default=None)
+        happened.saved = on_store.commits(self.store)
         segment = max(on_store.unfinished(self.store), default=None)
         if segment is not None and segment.attempt == max(on_store.trainers(self.store), default=0):
             happened.in_flight = segment

@@ -18,6 +18,8 @@ _MARK_NAME = "OUTLAST_DRILL"
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _POLL_S = 0.003
+_REAPED_S = 5.0
+"""A process's environment goes before it can be reaped."""
 
 
 class Machine:
@@ -83,10 +85,8 @@ class Machine:
             self.notice_socket(pid)
         for pid in ours:
             _send(pid, signal.SIGKILL)
-        while any(self._is_ours(pid) for pid in ours):
-            self._reap()
+        while any(map(self._lives, ours)):
             time.sleep(_POLL_S)
-        self.supervisor  # noqa: B018 - asks how it ended
 
     def terminate(self, *pids: int | None) -> None:
         """SIGTERM, as a scheduler sends it."""
@@ -97,17 +97,18 @@ class Machine:
     def wait_gone(self, pid: int, timeout_s: float) -> bool:
         """Wait until a process has ended; False if it still lives after `timeout_s`."""
         end = time.monotonic() + timeout_s
-        while self._is_ours(pid):
-            self._reap()
+        while self._lives(pid):
             if time.monotonic() > end:
                 return False
             time.sleep(_POLL_S)
-        self.supervisor  # noqa: B018 - asks how it ended
         return True
 
     def exit_code_of(self, pid: int) -> int | None:
-        """How a process ended whose parent was killed before it; None if it lives or was never ours to reap."""
-        self._reap()
+        """How a process ended whose parent was killed before it; None if it does not end within a few seconds."""
+        end = time.monotonic() + _REAPED_S
+        while pid not in self._orphans and time.monotonic() < end:
+            self._reap()
+            time.sleep(_POLL_S)
         return self._orphans.get(pid)
 
     def born(self, pid: int) -> float | None:
@@ -156,6 +157,12 @@ class Machine:
             except OSError:
                 continue
         return found
+
+    def _lives(self, pid: int) -> bool:
+        self._reap()
+        if self._process is not None and pid == self._process.pid:
+            return self.supervisor is not None  # its memory goes a moment before it can be reaped
+        return self._is_ours(pid)
 
     def _is_ours(self, pid: int) -> bool:
         return self._mark in _environ(pid) + b"\0" and pid != os.getpid()

@@ -110,8 +110,9 @@ def _measure(happened: Happened, course: Course, evidence: Evidence) -> Interrup
     if first is not None and relaunched is None and kind is not Kind.KILL_AGENT:
         relaunched = course.births.get(first.pid)
     notice_s = None
-    if happened.noticed is not None and happened.newest is not None:
-        notice_s = max(0.0, happened.newest.committed - happened.noticed)
+    if happened.noticed is not None:
+        whole = [saved.committed for saved in happened.saved if saved.step >= happened.at_step]
+        notice_s = max(0.0, min(whole) - happened.noticed) if whole else None
     attempt = next(
         (n for n, pid in evidence.trainers.items() if first is not None and pid == first.pid), None
     )
@@ -218,6 +219,8 @@ def _tail_differences(expected: Sequence[Line], found: Sequence[Line], *, reprod
             failures.append(
                 f"{name} left {right.tails} tails counted; undisturbed {left.tails}: once is right"
             )
+        elif reproducible and left.weights != right.weights:
+            failures.append(f"{name}: the weights after it differ from the undisturbed run's")
         elif reproducible and (left.lr, left.valid, left.best) != (right.lr, right.valid, right.best):
             failures.append(
                 f"{name}: learning rate, validation loss and best are {_float(right.lr)}, {_float(right.valid)}, "
@@ -247,4 +250,10 @@ def _ids(line: Line) -> str:
 
 
 def _float(text: str | None) -> str:
-    return "-" if text is None else f"{float.fromhex(text):.6g}"
+    """Make exact numbers readable: several with a space between, or a digest as it is."""
+    if text is None:
+        return "-"
+    try:
+        return " ".join(f"{float.fromhex(part):.6g}" for part in text.split())
+    except ValueError:
+        return text

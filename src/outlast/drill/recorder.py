@@ -135,7 +135,7 @@ class Recorder:
         if self.tail_open:
             self.tail_open = False
             self.counter.tails += 1
-            self.write(tail="end", tails=self.counter.tails, lr=self.lr(), valid=self.weights())
+            self.write(tail="end", tails=self.counter.tails, lr=self.lr(), weights=self.weights())
 
     def lr(self) -> str:
         """Return the learning rates of all optimizers, exactly."""
@@ -342,8 +342,11 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def __init__(self, patches: dict[str, Callable[[ModuleType], None]]) -> None:
         self._patches = patches
 
-    def find_spec(  # noqa: ARG002 - the protocol of importlib
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the protocol of importlib
+        target: ModuleType | None = None,  # noqa: ARG002 - the protocol of importlib
     ) -> importlib.machinery.ModuleSpec | None:
         if name not in self._patches:
             return None

@@ -46,16 +46,10 @@ def to_json(report: Report) -> str:
 def show(report: Report, console: Console) -> None:
     """Print the table of interruptions and the verdict."""
     table = Table(title=f"{len(report.interruptions)} interruptions in {report.steps} optimizer steps")
-    for head in (
-        "interruption",
-        "at step",
-        "steps lost",
-        "allowed",
-        "notice to durable",
-        "relaunch to step",
-        "resumed",
-    ):
-        table.add_column(head, justify="left" if head in ("interruption", "resumed") else "right")
+    table.add_column("interruption", no_wrap=True)
+    for head in ("at step", "steps lost", "allowed", "notice to durable", "relaunch to step"):
+        table.add_column(head, justify="right")
+    table.add_column("resumed", no_wrap=True)
     for item in report.interruptions:
         table.add_row(
             item.kind,

@@ -38,7 +38,8 @@ def main():
                 loss_g = -critic(generator(torch.randn(len(real), LATENT))).mean()
                 loss_g.backward()
                 optimizer_g.step()
-        print(f"epoch {epoch}: critic {loss_c.item():.4f}, generator {loss_g.item():.4f}")
+            if i % 20 == 0:
+                print(f"epoch {epoch} step {i}: critic {loss_c.item():.4f}, generator {loss_g.item():.4f}")
 
 
 if __name__ == "__main__":
