@@ -241,13 +241,12 @@ class Lab:
         eventually("all processes have ended", lambda: not self.processes(), self.said)
 
     def close(self) -> None:
-        """Kill what still lives."""
+        """Kill what still lives, and wait for what was started here."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for started in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(started.pid, signal.SIGKILL)
+            started.code()
 
     def _env(self, env: dict[str, object]) -> dict[str, str]:
         return {**self.env, **{name: str(value) for name, value in env.items()}}

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from launch import Lab, Zygote, agent_of, history
+from launch import Lab, Zygote, history
 
 
 @pytest.fixture(scope="module")

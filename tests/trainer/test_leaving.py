@@ -1,0 +1,158 @@
+"""Leaving by a notice or Ctrl-C: saved first, and with the exit code that says what to do next."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from launch import Lab, Started, alive, eventually, history
+
+PREEMPTED, INTERRUPTED = 75, 130
+
+
+def resumes_where_it_left(lab: Lab, step: int) -> None:
+    """Assert that the emergency checkpoint is of `step`, and that the next start goes on from there to the end."""
+    newest = lab.commits()[-1]
+    assert (newest["reason"], newest["step"]) == ("emergency", step)
+    assert lab.script().wait() == 0, lab.said()
+    assert lab.of("run")[-1]["step"] == step
+    assert len(history(lab.records)) == 18
+    assert len(lab.of("step")) == 18
+
+
+def test_sigterm_to_the_supervisor_alone_saves_the_step_that_is_done(lab: Lab) -> None:
+    """What a container runtime does: only process 1 hears it. No step is lost."""
+    started = lab.supervised(T_GATES="step:5")
+    lab.at("step:5")
+    started.kill(signal.SIGTERM)
+    started.says("SIGTERM: this machine goes away")
+    lab.open("step:5")
+    assert started.wait() == PREEMPTED, lab.said()
+    resumes_where_it_left(lab, 5)
+
+
+def test_sigterm_to_a_plain_script_saves_the_step_that_is_done(lab: Lab) -> None:
+    """A script without a supervisor hears it itself."""
+    started = lab.script(T_GATES="step:5")
+    lab.at("step:5")
+    started.kill(signal.SIGTERM)
+    lab.open("step:5")
+    assert started.wait() == PREEMPTED, lab.said()
+    assert "leaving at epoch 0: step 5 is durable" in started.text
+    resumes_where_it_left(lab, 5)
+
+
+@pytest.mark.parametrize("kind", ["script", "supervised"])
+def test_sigterm_to_the_whole_group_with_loader_workers_saves_all_the_same(lab: Lab, kind: str) -> None:
+    """What a scheduler does. The workers must not die before the script has saved (KempnerForge 177)."""
+    started: Started = getattr(lab, kind)(T_GATES="step:5", T_WORKERS=2)
+    lab.at("step:5")
+    started.kill_group(signal.SIGTERM)
+    lab.open("step:5")
+    assert started.wait() == PREEMPTED, lab.said()
+    resumes_where_it_left(lab, 5)
+    lab.nothing_left()
+
+
+@pytest.mark.parametrize("kind", ["script", "supervised"])
+def test_sigterm_during_a_long_validation_is_saved_while_it_runs(lab: Lab, kind: str) -> None:
+    """The state with the tail open is durable before validation ends, should_stop() tells it, and 75 follows its end."""
+    started: Started = getattr(lab, kind)(T_GATES="tail:1")
+    trainer = lab.at("tail:1")
+    started.kill(signal.SIGTERM)
+    commit = lab.committed(12)
+    assert (commit["reason"], commit["position"]["tail_open"]) == ("emergency", True)
+    eventually("the script is told", lambda: lab.of("should_stop"), lab.said)
+    assert alive(trainer)
+    lab.open("tail:1")
+    assert started.wait() == PREEMPTED, lab.said()
+    newest = lab.commits()[-1]
+    assert (newest["reason"], newest["position"]["epoch"], newest["position"]["tail_open"]) == (
+        "emergency",
+        2,
+        False,
+    )
+    assert lab.script().wait() == 0
+    assert [r["epoch"] for r in lab.of("tail-end")] == [0, 1, 2]
+    assert lab.of("end")[0]["epochs_stepped"] == 3
+
+
+@pytest.mark.parametrize("kind", ["script", "supervised"])
+def test_sigterm_before_the_loop_ends_the_script_at_once(lab: Lab, kind: str) -> None:
+    """Nothing has been trained, so there is nothing to wait for: not even that the script comes to its loop."""
+    started: Started = getattr(lab, kind)(T_GATES="run")
+    lab.at("run")
+    started.kill(signal.SIGTERM)
+    assert started.wait() == PREEMPTED, lab.said()
+    assert lab.of("step") == []
+    lab.nothing_left()
+
+
+def test_a_notice_file_that_goes_away_again_has_the_script_started_again_here(lab: Lab) -> None:
+    """It leaves by 75 at the next safe point, the agent waits, and the cancelled notice costs a restart at most."""
+    notice = lab.folder / "notice"
+    started = lab.supervised(T_GATES="step:5", OUTLAST_NOTICE_FILE=notice)
+    lab.at("step:5")
+    notice.touch(mode=0o600)
+    started.says("this machine goes away")
+    lab.open("step:5")
+    started.says("waiting whether this machine goes away")
+    assert lab.committed(5)["reason"] == "emergency"
+    assert alive(started.pid)
+    notice.unlink()
+    assert started.wait() == 0, lab.said()
+    assert "the notice was cancelled" in started.text
+    assert len(lab.of("step")) == len(history(lab.records)) == 18
+
+
+def test_sigusr2_is_waited_out_and_sigterm_ends_the_waiting(lab: Lab) -> None:
+    """The warning before the end (sbatch --signal): saved, not started again, and the SIGTERM that follows gives 75."""
+    started = lab.supervised(T_GATES="step:5")
+    trainer = lab.at("step:5")
+    os.kill(trainer, signal.SIGUSR2)  # to the script alone; the agent learns it from there
+    started.says("SIGUSR2: this machine goes away")
+    lab.open("step:5")
+    started.says("waiting whether this machine goes away")
+    assert lab.committed(5)["reason"] == "emergency"
+    started.kill(signal.SIGTERM)
+    assert started.wait() == PREEMPTED, lab.said()
+    assert len(lab.of("run")) == 1
+
+
+@pytest.mark.parametrize("kind", ["script", "supervised"])
+def test_ctrl_c_saves_and_exits_130(lab: Lab, kind: str) -> None:
+    """As a terminal sends it, to the whole group."""
+    started: Started = getattr(lab, kind)(T_GATES="step:5", T_WORKERS=1)
+    lab.at("step:5")
+    started.kill_group(signal.SIGINT)
+    started.says("Ctrl-C: saving at the next safe point")
+    lab.open("step:5")
+    assert started.wait() == INTERRUPTED, lab.said()
+    assert lab.commits()[-1]["step"] == 5
+    assert len(lab.of("run")) == 1
+    lab.nothing_left()
+
+
+@pytest.mark.parametrize("kind", ["script", "supervised"])
+def test_a_second_ctrl_c_leaves_at_once(lab: Lab, kind: str) -> None:
+    """No safe point is waited for, nothing is started again, the code is the same."""
+    started: Started = getattr(lab, kind)(T_GATES="step:5")
+    lab.at("step:5")
+    started.kill_group(signal.SIGINT)
+    started.says("Ctrl-C: saving at the next safe point")
+    started.kill_group(signal.SIGINT)
+    assert started.wait() == INTERRUPTED, lab.said()
+    assert lab.commits() == []
+    assert len(lab.of("run")) == 1
+    lab.nothing_left()
+
+
+def test_ctrl_c_while_the_script_starts_ends_supervision(lab: Lab) -> None:
+    """Before outlast.Run exists SIGINT kills the script by itself; that is no failure to be answered by a restart."""
+    started = lab.supervised(T_GATES="start")
+    lab.at("start")
+    started.kill_group(signal.SIGINT)
+    assert started.wait() == INTERRUPTED, lab.said()
+    assert len(lab.of("at")) == 1
