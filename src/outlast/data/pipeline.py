@@ -51,6 +51,7 @@ class Pipeline:
             dataset, options.collate_fn, seed=seed, rank=rank, batched=batched, by_index=by_index, draws=draws
         )
         self._pin = options.pin_memory
+        self._context = options.multiprocessing_context
         self._worker_init_fn = options.worker_init_fn
         self._requests = _Requests()
         self._workers: TorchLoader[Any] | None = None
@@ -77,7 +78,7 @@ class Pipeline:
         self._requests.current = requests
         # torch draws the workers' base seed here.
         self._generator.manual_seed(derive(Use.WORKERS, self._seed, epoch) >> 1)
-        self._workers.worker_init_fn = ShieldedInit(self._worker_init_fn)
+        self._workers.worker_init_fn = ShieldedInit(self._worker_init_fn, self._context)
         with notices_held():
             return iter(self._workers)
 

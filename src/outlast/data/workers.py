@@ -7,6 +7,7 @@ would die first, and the trainer would fail on its loader instead of saving (Kem
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import threading
@@ -32,8 +33,9 @@ class ShieldedInit:
     that their sender can be told; programs that a worker starts inherit that, and are ended by SIGKILL, not by SIGTERM.
     """
 
-    def __init__(self, user: Callable[[int], Any] | None) -> None:
+    def __init__(self, user: Callable[[int], Any] | None, context: Any = None) -> None:
         self.user = user
+        self._child = (context or multiprocessing).get_start_method() != "forkserver"
         self._trainer = os.getpid()
         self._in_main_thread = threading.current_thread() is threading.main_thread()
 
@@ -41,23 +43,31 @@ class ShieldedInit:
         """Shield this worker, then do what the user wants done in it."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)
         signal.signal(signal.SIGINT, _leave_to_the_trainer)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
         threading.Thread(
             target=_await_trainer, args=(self._trainer,), daemon=True, name="outlast-shield"
         ).start()
-        if self._in_main_thread:
-            _die_with(self._trainer)
+        if self._child:
+            self._die_with_the_trainer()
         _show_users_dataset()
         if self.user is not None:
             self.user(worker_id)
 
+    def _die_with_the_trainer(self) -> None:
+        if self._in_main_thread:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != self._trainer:
+            # It was gone before: torch would wait for the end of whoever took over as parent.
+            os._exit(1)
+
 
 @contextmanager
 def notices_held() -> Iterator[None]:
-    """Hold SIGTERM and SIGUSR2 back while workers are started: they inherit that, and are shielded from the first moment.
+    """Hold signals back while workers are started: they inherit that, and are shielded from the first moment.
 
     A signal that comes meanwhile reaches the trainer at the end.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_NOTICES, signal.SIGINT))
     try:
         yield
     finally:
@@ -68,7 +78,10 @@ def shield(loader: Any) -> None:
     """Shield the workers of a loader that starts them itself, where it is torch's or takes a `worker_init_fn` as torch's does."""
     if getattr(loader, "num_workers", 0) and hasattr(loader, "worker_init_fn"):
         user = loader.worker_init_fn
-        loader.worker_init_fn = ShieldedInit(user.user if isinstance(user, ShieldedInit) else user)
+        loader.worker_init_fn = ShieldedInit(
+            user.user if isinstance(user, ShieldedInit) else user,
+            getattr(loader, "multiprocessing_context", None),
+        )
 
 
 def _leave_to_the_trainer(*_: object) -> None:
@@ -80,14 +93,6 @@ def _await_trainer(trainer: int) -> None:
         info = signal.sigwaitinfo(_NOTICES)
         if info.si_signo == signal.SIGTERM and info.si_pid == trainer:
             os._exit(0)  # as torch's own handler does
-
-
-def _die_with(trainer: int) -> None:
-    """Be killed when the trainer is gone. Not where something else started this worker (forkserver): torch polls there."""
-    if os.getppid() == trainer:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != trainer:
-            os._exit(1)
 
 
 def _show_users_dataset() -> None:
