@@ -7,6 +7,7 @@ pid at once, and with the exit code (as `subprocess` gives it) when that process
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import runpy
@@ -15,15 +16,18 @@ import signal
 import sys
 
 import torch
+import torch._dynamo  # the first optimizer imports it: as long again as torch
 
 import outlast
 
 _PR_SET_PDEATHSIG = 1
-assert torch.get_num_threads() and outlast.Run  # imports them, and starts no thread
+assert outlast.Run  # imports it
+assert len(os.listdir("/proc/self/task")) == 1, "a thread would not be there in what is forked"
 
 
 def serve() -> dict:
     """Fork a process for each request; returns in that process, with what it shall run."""
+    gc.freeze()  # the collections of those that are forked need not look at torch
     running: dict[int, int] = {}
     while True:
         ready, _, _ = select.select([0, *running], [], [])
