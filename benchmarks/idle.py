@@ -1,7 +1,7 @@
 """What iterating through Outlast costs beside torch's own DataLoader, when nothing happens.
 
 Both loaders iterate the same data set in turns (plain, ours, ours, plain, ...), so that a noisy machine disturbs both
-alike; the medians of the turns are compared. Without workers a turn is a few milliseconds; with workers, whose start and
+alike; `ratio` is the median over neighbouring turns. Without workers a turn is a few milliseconds; with workers, whose start and
 prefetching must not count, it is some hundred. The augmenting data set does what a CIFAR-10 recipe does to 3 x 32 x 32
 images: pad and crop, flip (torch), jitter brightness and contrast (python), add noise (numpy). "own" is what a step costs
 beyond torch's. Per-sample seeding is part of it: torch's loader seeds nothing, and its samples depend on the workers.
@@ -68,7 +68,8 @@ def measure(name: str, dataset: Dataset, batch_size: int, workers: int, seconds:
 
     length = len(loader())
     turn_s = 0.3 if workers else 0.005
-    begins = [loader().__iter__, lambda source=take_over(loader(), seed=0): source.begin(0, None)]
+    source = take_over(loader(), seed=0)
+    begins = [loader().__iter__, lambda: source.begin(0, None)]
     running, left = [None, None], [0, 0]
 
     def turn(which: int, steps: int) -> float:
@@ -95,7 +96,7 @@ def measure(name: str, dataset: Dataset, batch_size: int, workers: int, seconds:
         "name": f"{name}, batch {batch_size}, {workers} workers",
         "plain_us": round(plain_us, 2),
         "ours_us": round(ours_us, 2),
-        "ratio": round(ours_us / plain_us, 4),
+        "ratio": round(statistics.median(ours / plain for plain, ours in zip(*times, strict=True)), 4),
         "own_us": round(ours_us - plain_us, 2),
         "runs": number,
     }

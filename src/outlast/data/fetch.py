@@ -91,7 +91,7 @@ class Fetch:
                 samples = self._samples_seeded(position, indices, fetching, for_samples)
             else:
                 samples = self._samples(indices)
-            new = self._generators.moved(before) & ~fetching
+            new = self._generators.moved(before, fetching)
             self._generators.restore(before)
             if new:
                 self._draws[_FETCHED] |= new
@@ -100,7 +100,7 @@ class Fetch:
             if collating:
                 self._seed(collating, triples(for_collation, [position])[0])
             batch = self._collate(samples)
-            new = self._generators.moved(before) & ~collating
+            new = self._generators.moved(before, collating)
             self._generators.restore(before)
             if not new:
                 return batch
