@@ -87,7 +87,7 @@ class Trainer:
     ) -> int:
         """Put a state into a free arena and hand it over; the snapshot's number."""
         if index is None:
-            index = self.link.wait_free(tuple(range(ARENAS)), None)
+            index = self.link.wait_free(tuple(range(ARENAS)), lambda: None)
             assert index is not None
         if index not in self.arenas:
             self.arenas[index] = Arena.create(len(state))
@@ -180,9 +180,9 @@ def read_tensors(folder: Path) -> dict[str, bytes]:
 
 
 def events(root: Path) -> list[dict[str, Any]]:
-    """Every record of the ledger, in the order of its parts."""
+    """Every record of the ledger, in the order of its parts; not the digest that ends each part."""
     lines = [line for path in sorted(root.glob("events/*/*.jsonl")) for line in path.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+    return [record for line in lines if "kind" in (record := json.loads(line))]
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -43,6 +43,9 @@ _NEW_AGENTS = 5
 _NEW_AGENTS_IN_S = 60.0
 """So many agents lost in such a time, and something kills them: then training must know."""
 _SAY_WAITING_S = 10.0
+_SAY_WAITING_AGAIN_S = 60.0
+_LOOK_S = 0.1
+"""Between looks at a deadline, which a notice may set at any time."""
 _ANSWERS_KEPT = 16
 """Answers that somebody may still ask for; at most two snapshots are under way at a time."""
 
@@ -123,33 +126,28 @@ class Link:
         with self._lock:
             return all(snapshot.index != index for snapshot in self._unsaved.values())
 
-    def wait_free(self, indices: tuple[int, ...], timeout_s: float | None) -> int | None:
-        """Wait until one of the arenas is free; None when the time is up."""
+    def wait_free(self, indices: tuple[int, ...], deadline_s: Callable[[], float | None]) -> int | None:
+        """Wait until one of the arenas is free; None once `deadline_s()` (monotonic) has passed, or no agent is left."""
+
+        def free() -> int | None:
+            busy = {snapshot.index for snapshot in self._unsaved.values()}
+            return next((index for index in indices if index not in busy), None)
+
         with self._changed:
-
-            def free() -> int | None:
-                busy = {snapshot.index for snapshot in self._unsaved.values()}
-                return next((index for index in indices if index not in busy), None)
-
-            self._changed.wait_for(lambda: free() is not None or self._failure is not None, timeout_s)
+            self._wait(
+                lambda: free() is not None or self._failure is not None,
+                deadline_s,
+                "an earlier save is durable, to have memory for the next",
+            )
             return free()
 
     def wait_saved(self, number: int, deadline_s: Callable[[], float | None], why: str) -> Saved | None:
         """Wait until snapshot `number` is answered; None once `deadline_s()` (monotonic) has passed."""
-        say_at_s = time.monotonic() + _SAY_WAITING_S
         with self._changed:
-            while number not in self._saved:
-                if self._failure is not None:
-                    raise self._failure
-                now = time.monotonic()
-                deadline = deadline_s()
-                if deadline is not None and now >= deadline:
-                    return None
-                if now >= say_at_s:
-                    say(f"waiting until {why}")
-                    say_at_s = now + 60.0
-                self._changed.wait(0.1)
-            return self._saved[number]
+            self._wait(lambda: number in self._saved or self._failure is not None, deadline_s, why)
+            if number not in self._saved and self._failure is not None:
+                raise self._failure
+            return self._saved.get(number)
 
     def add_events(self, records: list[dict[str, object]]) -> None:
         """Queue records; they travel with the next snapshot, or within a second."""
@@ -182,15 +180,27 @@ class Link:
             if self.page is not None:
                 self.page[Word.PHASE] = Phase.ENDED
             self._try_send(Bye(outcome=outcome))
-        say_at_s = time.monotonic() + _SAY_WAITING_S
         with self._changed:
-            while self._wire is not None and self._failure is None:
-                self._changed.wait(0.1)
-                if time.monotonic() >= say_at_s:
-                    say("waiting until the last save is durable")
-                    say_at_s = time.monotonic() + 60.0
+            self._wait(
+                lambda: self._wire is None or self._failure is not None,
+                lambda: None,
+                "the last save is durable",
+            )
         if self._own_agent is not None:
             self._own_agent.wait()
+
+    def _wait(self, done: Callable[[], bool], deadline_s: Callable[[], float | None], why: str) -> None:
+        """Wait, with the lock, until `done()` or the deadline; whoever watches is told what is waited for."""
+        say_at_s = time.monotonic() + _SAY_WAITING_S
+        while not done():
+            now = time.monotonic()
+            deadline = deadline_s()
+            if deadline is not None and now >= deadline:
+                return
+            if now >= say_at_s:
+                say(f"waiting until {why}")
+                say_at_s = now + _SAY_WAITING_AGAIN_S
+            self._changed.wait(_LOOK_S)
 
     def _listen(self) -> None:
         while True:

@@ -43,7 +43,7 @@ class Keeper:
         saved_as: str | None,
     ) -> None:
         self._link = link
-        self._saver = Saver(link, every, gather)
+        self._saver = Saver(link, every, gather, self._deadline_s)
         self._signals = signals
         self._saved_as = saved_as
         self._changed = False
@@ -124,7 +124,7 @@ class Keeper:
         number = self._saver.last_number
         if self._changed or (number is None and self._saved_as is None):
             reason = Reason.EMERGENCY if preempted else Reason.USER
-            number = self._saver.take(step, reason, deadline_s=self._deadline_s())
+            number = self._saver.take(step, reason)
             saved = number is not None and self._wait_saved(number, step, "the emergency save is durable")
         else:
             saved = number is None or self._wait_saved(number, step, "the last save is durable")

@@ -35,12 +35,26 @@ class Whole:
 
 
 class Saver:
-    """Takes snapshots at safe points. Used in the main thread only."""
+    """Takes snapshots at safe points. Used in the main thread only.
 
-    def __init__(self, link: Link, every: Every, gather: Callable[[TensorTable], Whole]) -> None:
+    Args:
+        link: to the agent, the attempt claimed.
+        every: the interval between saves.
+        gather: puts the whole state of this moment together.
+        deadline_s: monotonic time at which this machine goes; None while none is known.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        every: Every,
+        gather: Callable[[TensorTable], Whole],
+        deadline_s: Callable[[], float | None],
+    ) -> None:
         self._link = link
         self._every = every
         self._gather = gather
+        self._deadline_s = deadline_s
         self._arenas: dict[int, Arena] = {}
         self._number = 0
         self._repeat: tuple[int, int] = (-1, 0)
@@ -83,7 +97,6 @@ class Saver:
         hold: bool = False,
         pinned: bool = False,
         finished: bool = False,
-        deadline_s: float | None = None,
     ) -> int | None:
         """Copy the state into an arena and hand it over; None where no arena became free in time.
 
@@ -93,9 +106,7 @@ class Saver:
         with torch.no_grad():
             whole = self._gather(table)
             planned = layout(table.entries)
-            index = self._free_arena(
-                planned.size_bytes, wait=not hold and reason is not Reason.INTERVAL, deadline_s=deadline_s
-            )
+            index = self._free_arena(planned.size_bytes, wait=not hold and reason is not Reason.INTERVAL)
             if index is None:
                 if not self._late_said and not hold:
                     self._late_said = True
@@ -143,11 +154,8 @@ class Saver:
         assert self._every.seconds is not None
         return self._every.seconds * self._share
 
-    def _free_arena(self, size_bytes: int, *, wait: bool, deadline_s: float | None) -> int | None:
-        timeout_s = (
-            0.0 if not wait else None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
-        )
-        index = self._link.wait_free(tuple(range(_ARENAS)), timeout_s)
+    def _free_arena(self, size_bytes: int, *, wait: bool) -> int | None:
+        index = self._link.wait_free(tuple(range(_ARENAS)), self._deadline_s if wait else lambda: 0.0)
         if index is None:
             self._link.raise_if_lost()
             return None
