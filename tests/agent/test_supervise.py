@@ -1,0 +1,104 @@
+"""What `outlast run` does about each end of its script: DESIGN.md's table of exit codes, with real scripts."""
+
+from __future__ import annotations
+
+import sys
+
+from launch import Lab
+from servers import unused_endpoint
+
+STORE_AWAY, PREEMPTED = 74, 75
+
+UNREACHABLE = {
+    "AWS_ENDPOINT_URL": unused_endpoint(),
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "OUTLAST_STORE_PATIENCE_S": "0.6",
+}
+
+
+LIGHT = """
+import os, sys
+from pathlib import Path
+import torch, outlast
+with open("starts", "a") as file:
+    file.write("start\\n")
+if Path("away").exists():
+    os.environ["OUTLAST_STORE"] = "s3://bucket/runs"
+run = outlast.Run("run", model=torch.nn.Linear(2, 2))
+with open("starts", "a") as file:
+    file.write(f"{run.attempt} {run.resumed} {run.step}\\n")
+for step in run.steps(100):
+    if step == 5:
+        exec(sys.argv[1])
+"""
+"""A script that does at step 5 what its argument says. Without an optimizer it starts in half the time."""
+
+
+def light(lab: Lab, at_step_5: str) -> list[str]:
+    """Its command line."""
+    (lab.folder / "light.py").write_text(LIGHT)
+    return [sys.executable, str(lab.folder / "light.py"), at_step_5]
+
+
+def starts(lab: Lab) -> list[str]:
+    """What each of its starts wrote: a line when it began, one when its run was open."""
+    return (lab.folder / "starts").read_text().splitlines()
+
+
+def test_the_same_exception_twice_without_a_new_checkpoint_ends_at_once(lab: Lab) -> None:
+    """With the script's code and its exception: a third start would only fail again."""
+    started = lab.supervised(command=light(lab, "raise ValueError('planned')"))
+    assert started.wait() == 1, lab.said()
+    assert starts(lab) == ["start", "1 False 0", "start", "2 False 0"]
+    assert "ending with 1: the same exception twice" in started.text
+    assert started.text.count("ValueError: planned") == 3, "twice as a traceback, once as the reason"
+
+
+def test_the_same_exception_after_progress_is_a_restart_each_time(lab: Lab) -> None:
+    """A checkpoint between two failures is progress, so only --max-restarts ends that; it is honoured."""
+    command = light(lab, "run.save(); run.safe_point(); raise ValueError('planned')")
+    command[1] = str(lab.folder / "progress.py")
+    (lab.folder / "progress.py").write_text(LIGHT.replace("step == 5", "step % 5 == 4"))
+    started = lab.supervised("--max-restarts", "1", command=command)
+    assert started.wait() == 1, lab.said()
+    assert "after 1 of 1 restarts" in started.text
+    assert starts(lab) == ["start", "1 False 0", "start", "2 True 5"]
+
+
+def test_a_script_that_fails_by_its_exit_code_is_started_again_so_often(lab: Lab) -> None:
+    """Codes of its own count as failures; --max-restarts 0 ends with the first."""
+    started = lab.supervised("--max-restarts", "0", command=[sys.executable, "-c", "import sys; sys.exit(3)"])
+    assert started.wait() == 3
+    assert "after 0 of 0 restarts" in started.text
+
+
+def test_a_store_out_of_reach_is_waited_for_and_then_given_up(lab: Lab) -> None:
+    """No attempt has been seen, so there is nothing that could be continued: 74."""
+    (lab.folder / "away").touch()
+    started = lab.supervised("--store-wait", "0.2s", command=light(lab, ""), **UNREACHABLE)
+    assert started.wait() == STORE_AWAY, lab.said()
+    assert "starting again: the store is out of reach; giving up in 0 s" in started.text
+    assert "ending with 74: the store was out of reach" in started.text
+    assert starts(lab) == ["start", "start"]
+
+
+def test_a_store_that_goes_away_after_an_attempt_ends_with_75(lab: Lab) -> None:
+    """The attempt trained and died, and its relaunch finds no store: start the same command again, and it continues."""
+    command = light(lab, "Path('away').touch(); os.kill(os.getpid(), 9)")
+    started = lab.supervised("--store-wait", "0s", command=command, **UNREACHABLE)
+    assert started.wait() == PREEMPTED, lab.said()
+    assert "ending with 75: the store was out of reach" in started.text
+    assert starts(lab) == ["start", "1 False 0", "start"]
+
+
+def test_resume_never_starts_the_next_name_and_its_relaunches_resume_that(lab: Lab) -> None:
+    """One launch is one run: run, then run-2 though it was started twice; the first one is not touched."""
+    assert lab.script().wait() == 0
+    before = lab.bytes_on_store()
+    command = light(lab, "run.save(); run.safe_point(); os.kill(os.getpid(), 9)")
+    started = lab.supervised("--resume", "never", command=command)
+    assert started.wait() == 0, lab.said()
+    assert starts(lab) == ["start", "1 False 0", "start", "2 True 6"]
+    assert {key.split("/")[0] for key in lab.bytes_on_store()} == {"run", "run-2"}
+    assert {key: data for key, data in lab.bytes_on_store().items() if key.startswith("run/")} == before
