@@ -128,6 +128,7 @@ class Run:
         self._source: Source | None = None
         self._sources: dict[int, tuple[object, Source]] = {}
         self._source_position: object = None
+        self._data: Json = None
         self._said: set[str] = set()
 
         link = Link(
@@ -296,7 +297,7 @@ class Run:
             self._boundary()
             if steps is not None and self.step >= steps:
                 return
-        self._source, self._source_position = None, None
+        self._leave_source()
         self._tail_open = True
         if self._loop == "epochs":
             self._keeper.page[Word.PHASE] = Phase.TAIL
@@ -328,7 +329,7 @@ class Run:
             self._announce(self._resumed)
         self.epoch += 1
         self._tail_open = False
-        self._source, self._source_position = None, None
+        self._leave_source()
         if self._watch.stepped():
             self.step += 1
         self._keeper.page[Word.PHASE] = Phase.TRAINING
@@ -336,6 +337,12 @@ class Run:
         if self._loop == "epochs" and not taken:
             self._keeper.hold(self.step)
         self._watch.mark()
+
+    def _leave_source(self) -> None:
+        """The epoch's batches are over. The position stays: some loaders count epochs in a state of their own."""
+        if self._source is not None:
+            self._source_position, self._data = self._source.position(), self._source.describe()
+            self._source = None
 
     def _begin_reading(self, source: Source | None, *, own_loop: bool = False) -> None:
         """The loop's first look at data in this attempt: the last moment at which generators are put back."""
@@ -402,11 +409,7 @@ class Run:
             "vars": encode(dict(values_of(self.vars)), "vars", table),
             "source": encode(position, "source", table),
         }
-        settings = self._settings
-        if source is not None:
-            settings = {**settings, "data": source.describe()}
-        elif self._resumed is not None and "data" in self._resumed.settings:
-            settings = {**settings, "data": self._resumed.settings["data"]}
+        settings = {**self._settings, "data": source.describe() if source is not None else self._data}
         plain: dict[str, Json] = {
             "epoch": self.epoch,
             "step": self.step,
@@ -425,6 +428,7 @@ class Run:
         self._tail_open = bool(position["tail_open"])
         self._seed = int(position["seed"])
         self._source_position = resumed.source_position
+        self._data = resumed.settings.get("data")
         restore_vars(self.vars, resumed.variables)
         restore_rng(resumed.rng, resumed.rng_tensors)
 
