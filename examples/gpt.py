@@ -90,6 +90,8 @@ class GPT(nn.Module):
 
 def main():
     args = arguments()
+    random.seed(args.seed)
+    np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     model = GPT(args.context, args.width, args.layers, heads=4, dropout=0.1).to(device)

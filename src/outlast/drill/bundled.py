@@ -61,7 +61,7 @@ def drill_bundled(options: Options, show: Show = lambda *_: None) -> Report:
     """Drill the bundled example in a temporary folder, which is removed if everything held and kept otherwise."""
     folder = Path(tempfile.mkdtemp(prefix="outlast-drill-"))
     reference, final = train_undisturbed(options.undisturbed or folder / "undisturbed", options, show)
-    plan = schedule(options.seed, options.kinds, reference.lines)
+    plan = schedule(options.seed, options.kinds, reference.lines, options.interval_steps)
     steps = reference.lines[-1].step if reference.lines else 0
     home = folder / "interrupted"
     course = _train(home, options, plan, lambda text, step: show("interrupted", text, step, steps))

@@ -18,7 +18,7 @@ _POLL_S = 0.003
 _LEFT_S = 15.0
 """Time for processes to go once the run has ended: torch's workers look for their parent every 5 s."""
 _TRIES = 3
-"""A save that was faster than the kill is answered by trying the next save."""
+"""A save or a tail that was faster than the kill is answered by trying the next one."""
 
 
 @dataclass
@@ -163,7 +163,9 @@ class Director:
         match planned.kind:
             case Kind.KILL_TRAINER:
                 return self._kill(planned, self._trainer())
-            case Kind.KILL_BOTH | Kind.KILL_IN_TAIL:
+            case Kind.KILL_IN_TAIL:
+                return self._kill_in_tail(planned)
+            case Kind.KILL_BOTH:
                 return self._kill(planned, self.machine.supervisor, self._trainer(), self.machine.trainer())
             case Kind.KILL_MID_SAVE:
                 return self._kill_mid_save(planned)
@@ -180,11 +182,19 @@ class Director:
         at = time.time()
         self.machine.kill(*pids)
         happened = self._note(planned, at)
-        if planned.kind is Kind.KILL_IN_TAIL and self.follower.lines[-1].tail != "begin":
-            happened.failures.append(
-                "the tail had ended before the kill: nothing was shown for a kill inside it"
-            )
         self._start_again(happened)
+        return happened
+
+    def _kill_in_tail(self, planned: Planned) -> Happened:
+        for tries_left in reversed(range(_TRIES)):
+            happened = self._kill(planned, self._trainer())
+            if self.follower.lines[happened.lines_before - 1].tail == "begin":
+                return happened
+            if tries_left:
+                self._wait_line(lambda line: line.tail == "begin", "another try to kill in a tail")
+        happened.failures.append(
+            f"the tail had ended before the kill, {_TRIES} times: none was killed in its tail"
+        )
         return happened
 
     def _kill_mid_save(self, planned: Planned) -> Happened:

@@ -14,7 +14,7 @@ from outlast.drill.schedule import Kind
 
 _NOTICED = frozenset({Kind.SIGTERM, Kind.SIGTERM_IN_VALIDATION})
 _LOST_AFTER_NOTICE = 1
-_SLOWER_FACTOR, _SLOWER_S = 2.0, 1.0
+_SLOWER_FACTOR, _SLOWER_S = 2.0, 0.25
 """A save that was cut may have been this much slower than the slowest that became durable: machines are noisy."""
 _SHOWN = 5
 """Differences of one sort that are named, each with its place; the rest is counted."""

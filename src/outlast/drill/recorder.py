@@ -239,7 +239,12 @@ def install() -> None:
         "torch.utils.data.dataloader": lambda module: _patch_loaders(module, recorder),
         "outlast.run": lambda module: _patch_run(module, recorder),
     }
-    sys.meta_path.insert(0, _AfterImport(patches))
+    after_import(patches)
+
+
+def after_import(patches: dict[str, Callable[[ModuleType], None]]) -> None:
+    """Call `patches[name]` with the module once a module of that name has been imported, once each."""
+    sys.meta_path.insert(0, _AfterImport(dict(patches)))
 
 
 def script_frames(frame: FrameType | None) -> list[FrameType]:

@@ -47,7 +47,7 @@ def show(report: Report, console: Console) -> None:
     """Print the table of interruptions and the verdict."""
     table = Table(title=f"{len(report.interruptions)} interruptions in {report.steps} optimizer steps")
     table.add_column("interruption", no_wrap=True)
-    for head in ("at step", "steps lost", "allowed", "notice to durable", "relaunch to step"):
+    for head in ("step", "lost", "allowed", "durable", "back"):
         table.add_column(head, justify="right")
     table.add_column("resumed", no_wrap=True)
     for item in report.interruptions:

@@ -38,10 +38,13 @@ class Planned:
     """How far into a tail, or between the two of a pair."""
 
 
-def schedule(seed: int, kinds: Sequence[Kind], undisturbed: Sequence[Line]) -> list[Planned]:
+def schedule(
+    seed: int, kinds: Sequence[Kind], undisturbed: Sequence[Line], interval_steps: int
+) -> list[Planned]:
     """Draw the order and the moments; the same seed and the same undisturbed run give the same schedule.
 
-    `kill-agent` is drawn last: the trainer goes on alone from there to the end of the run.
+    `kill-agent` is drawn last: the trainer goes on alone from there to the end of the run. `kill-while-resuming` is
+    drawn where there is something to resume.
     A script without tails gets the kinds that need one as plain ones.
     """
     draw = random.Random(seed)  # noqa: S311 - repeats a drill, guards nothing
@@ -59,15 +62,19 @@ def schedule(seed: int, kinds: Sequence[Kind], undisturbed: Sequence[Line]) -> l
     agent = Kind.KILL_AGENT in rest
     rest = [kind for kind in rest if kind is not Kind.KILL_AGENT]
     draw.shuffle(rest)
-    # A stretch of the run for each, so that they do not fall on one another; the last is left to end in.
-    stretch = steps / (len(rest) + (2 if agent else 1))
+    # A stretch of the run for each, so that they do not fall on one another; the last half is left to end in.
+    stretch = steps / (len(rest) + (1.5 if agent else 0.5))
     for index, kind in enumerate(rest):
-        low, high = int(index * stretch + 1), max(int((index + 1) * stretch), int(index * stretch) + 2)
+        low, high = int(index * stretch + 1), int((index + 1) * stretch)
+        if kind is Kind.KILL_WHILE_RESUMING:
+            low = min(max(low, 2 * interval_steps), max(steps - 1, 1))
+        high = max(high, low + 1)
         at = next((a for a in draw.sample(range(low, high), high - low) if a not in taken), low)
         chosen.append(Planned(kind, at, draw.uniform(0.05, 0.4)))
     if agent:
         low = max(int(len(rest) * stretch), max((item.at_step for item in chosen), default=0)) + 1
-        chosen.append(Planned(Kind.KILL_AGENT, min(low + draw.randrange(3), max(steps - 2, 1)), 0.0))
+        at = min(low + draw.randrange(max((steps - low) // 2, 1)), max(steps - 2, 1))
+        chosen.append(Planned(Kind.KILL_AGENT, at, 0.0))
     return sorted(chosen, key=lambda item: (item.at_step, item.kind in IN_TAIL))
 
 

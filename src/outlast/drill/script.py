@@ -88,7 +88,7 @@ def drill_script(command: Sequence[str], options: ScriptOptions, show: Show = la
     second = _train(folder / "undisturbed-again", command, options, [], show, steps=steps)
     notes, reproducible, ordered = _compare_undisturbed(first, second)
     kinds = ALL if options.interruptions is None else choose(options.seed, options.interruptions)
-    plan = schedule(options.seed, kinds, first.course.lines)
+    plan = schedule(options.seed, kinds, first.course.lines, interval)
     third = _train(folder / "interrupted", command, options, plan, show, steps=steps)
     expected, found = first.course, third.course
     if not ordered:

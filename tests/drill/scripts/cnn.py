@@ -36,7 +36,9 @@ def main():
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(digits.target)
-    train_loader = DataLoader(Digits(images[:800], labels[:800], True), batch_size=32, shuffle=True, num_workers=1)
+    train_loader = DataLoader(
+        Digits(images[:800], labels[:800], True), batch_size=32, shuffle=True, num_workers=1
+    )
     val_loader = DataLoader(Digits(images[1500:], labels[1500:], False), batch_size=64)
 
     model = nn.Sequential(
