@@ -290,9 +290,14 @@ class Run:
         self._say_notes(source)
         self._begin_reading(source)
         while True:
-            batch = self._next(iterator)
-            if batch is _END:
+            try:
+                batch = next(iterator)
+            except StopIteration:
                 break
+            except RuntimeError:
+                if self._keeper.should_stop():  # a SIGTERM to the whole group took the loader's workers first
+                    self._keeper.leave(self.epoch, self.step)
+                raise
             yield batch
             self._boundary()
             if steps is not None and self.step >= steps:
@@ -303,25 +308,15 @@ class Run:
             self._keeper.page[Word.PHASE] = Phase.TAIL
             self._keeper.hold(self.step)
 
-    def _next(self, iterator: Iterator[Any]) -> Any:
-        try:
-            return next(iterator)
-        except StopIteration:
-            return _END
-        except RuntimeError:
-            if self._keeper.should_stop():  # a SIGTERM to the whole group took the loader's workers first
-                self._keeper.leave(self.epoch, self.step)
-            raise
-
     def _boundary(self, *, always: bool = False) -> None:
         """The loop asks for the next batch: a safe point, if an optimizer has stepped since the last one."""
-        self._keeper.page[Word.BATCHES] += 1
+        self._keeper.batch()
         if not (self._watch.stepped() or always):
             return
         self.step += 1
         self._keeper.safe_point(self.epoch, self.step)
         self._watch.mark()
-        self._watch.due = self._keeper.is_due_next(self.step)
+        self._watch.due = self._keeper.due_next
 
     def _close_epoch(self) -> None:
         """The body of an epoch is over: what its tail changed belongs to the next epoch's beginning."""
@@ -374,14 +369,13 @@ class Run:
         )
 
     def _compare_data(self, resumed: Resumed, source: Source) -> None:
-        was = resumed.settings.get("data")
-        if was is not None:
-            for difference in differences({"data": was}, {"data": source.describe()}):
-                say(
-                    f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}"
-                )
-        guarantee, reason = source.guarantee
-        resumed.promise.weaken(guarantee, reason)
+        was = resumed.settings.get("data") or {}
+        now = source.describe() if was else {}
+        for difference in differences(was, now):
+            what = f"{difference.name} of the data: {difference.old!r} -> {difference.new!r}"
+            say(f"changed since the last attempt: {what}")
+            resumed.promise.weaken(Guarantee.SAME_ORDER, what)
+        resumed.promise.weaken(*source.guarantee)
 
     def _take(self, loader: Any) -> Source:
         known = self._sources.get(id(loader))
@@ -442,9 +436,6 @@ class Run:
 
     def _at_exit(self) -> None:
         self._keeper.close(self.attempt, self.step)
-
-
-_END = object()
 
 
 def _as_number(name: str, value: Any) -> float:

@@ -50,11 +50,15 @@ class Phase(IntEnum):
 
 
 class ControlPage:
-    """A mapped control page."""
+    """A mapped control page.
+
+    Attributes:
+        words: the same words by plain index, for the one place where a microsecond counts.
+    """
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._words = arena.view.cast("Q")
+        self.words = arena.view.cast("Q")
 
     @classmethod
     def create(cls) -> ControlPage:
@@ -67,12 +71,12 @@ class ControlPage:
         return self._arena.fd
 
     def __getitem__(self, word: Word) -> int:
-        return self._words[word]
+        return self.words[word]
 
     def __setitem__(self, word: Word, value: int) -> None:
-        self._words[word] = value
+        self.words[word] = value
 
     def close(self) -> None:
         """Unmap and close."""
-        self._words.release()
+        self.words.release()
         self._arena.close()

@@ -19,8 +19,10 @@ from outlast.trainer.ending import ended_by
 from outlast.trainer.saver import Saver, Whole
 from outlast.trainer.signals import Signals
 
-_FLUSH_S = 1.0
-"""Metrics travel to the agent at least this often."""
+_FLUSH_NS = 1e9
+"""Metrics travel to the agent at least every second."""
+_STOP, _INTERRUPTS, _BATCHES = int(Word.STOP), int(Word.INTERRUPTS), int(Word.BATCHES)
+_STEPS, _SAFE_NS, _SAFE_BATCHES = int(Word.STEPS), int(Word.SAFE_POINT_NS), int(Word.SAFE_POINT_BATCHES)
 
 
 class Keeper:
@@ -32,6 +34,9 @@ class Keeper:
         signals: of this process.
         gather: puts the whole state of this moment together.
         saved_as: "finished" or "whole" when the state that training begins with is durable already, else None.
+
+    Attributes:
+        due_next: whether the next safe point may save, so that what only a save needs is recorded from here on.
     """
 
     def __init__(
@@ -48,7 +53,11 @@ class Keeper:
         self._saved_as = saved_as
         self._changed = False
         self._user_save: bool | None = None
-        self._flushed_s = 0.0
+        self._batches = 0
+        self._last_ns = 0
+        self._due_ns = self._due_step = 0.0
+        self._attend_ns = 0.0
+        self.due_next = True
         self._ending: Ending = "ended"
         self._closed = False
 
@@ -73,29 +82,49 @@ class Keeper:
         signals, page = self._signals, self.page
         return signals.stop or signals.interrupted or page[Word.STOP] != Stop.NO or page[Word.INTERRUPTS] > 0
 
+    def batch(self) -> None:
+        """The loop asks for a batch."""
+        self._batches += 1
+        self.page.words[_BATCHES] = self._batches
+
     def safe_point(self, epoch: int, step: int) -> bool:
-        """The state is whole: leave if it must be, save if it is time. Whether a snapshot was taken."""
+        """The state is whole: leave if it must be, save if it is time. Whether a snapshot was taken.
+
+        Runs once per step, nearly always without anything to do: this much must cost a microsecond.
+        """
         self._changed = True
-        page = self.page
-        page[Word.STEPS] = step
-        page[Word.SAFE_POINT_BATCHES] = page[Word.BATCHES]
-        page[Word.SAFE_POINT_NS] = now_ns = time.monotonic_ns()
+        now_ns = time.monotonic_ns()
+        words = self.page.words
+        words[_STEPS] = step
+        words[_SAFE_BATCHES] = self._batches
+        words[_SAFE_NS] = now_ns
+        idle = not (self._signals.any or words[_STOP] or words[_INTERRUPTS])
+        if idle and now_ns < self._attend_ns and step < self._due_step:
+            self.due_next = 3 * now_ns - 2 * self._last_ns >= self._due_ns or step + 1 >= self._due_step
+            self._last_ns = now_ns
+            return False
+        return self._attend(epoch, step, now_ns)
+
+    def _attend(self, epoch: int, step: int, now_ns: int) -> bool:
+        """Do what is due, and find out when something is due again."""
         if self.should_stop():
             self.leave(epoch, step)
-        if now_ns / 1e9 - self._flushed_s >= _FLUSH_S:
-            self._flushed_s = now_ns / 1e9
-            self._link.flush_events()
-        if self._user_save is not None:
-            return self._take_due(step, Reason.USER, pinned=self._user_save)
-        if self._saver.is_due(step):
-            return self._take_due(step, Reason.INTERVAL, pinned=False)
         self._link.raise_if_lost()
-        self._saver.prepare()
-        return False
-
-    def is_due_next(self, step: int) -> bool:
-        """Whether the next safe point may be one that saves."""
-        return self._user_save is not None or self._saver.is_due_next(step)
+        self._link.flush_events()
+        taken = False
+        if self._user_save is not None:
+            taken = self._take_due(step, Reason.USER, pinned=self._user_save)
+        elif now_ns >= self._saver.due_ns or step >= self._saver.due_step:
+            taken = self._take_due(step, Reason.INTERVAL, pinned=False)
+        else:
+            self._saver.prepare()
+        self._last_ns = now_ns
+        self._due_ns, self._due_step = self._saver.due_ns, self._saver.due_step
+        self._attend_ns = min(now_ns + _FLUSH_NS, self._due_ns)
+        self.due_next = now_ns + _FLUSH_NS >= self._due_ns or step + 1 >= self._due_step
+        if self._user_save is not None or not self._saver.prepared:
+            self._attend_ns, self.due_next = 0.0, True
+        return taken
 
     def hold(self, step: int) -> None:
         """Keep a snapshot of this moment in memory; it becomes durable if this process or machine goes."""
@@ -105,6 +134,8 @@ class Keeper:
     def ask(self, *, pin: bool) -> None:
         """Save at the next safe point."""
         self._user_save = pin or bool(self._user_save)
+        self._attend_ns = 0.0
+        self.due_next = True
 
     def save_now(self, step: int, *, pin: bool) -> None:
         """Save this moment and wait until it is durable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,10 +60,9 @@ class Saver:
         self._number = 0
         self._repeat: tuple[int, int] = (-1, 0)
         self._share = _FIRST_SHARE
-        self._last_s = time.monotonic()
+        self._last_ns = time.monotonic_ns()
         self._last_step = 0
-        self._step_s = 0.0
-        self._boundary_s = self._last_s
+        self._sizing = False
         self._late_said = False
 
     @property
@@ -72,22 +72,20 @@ class Saver:
 
     def start(self, step: int) -> None:
         """Count intervals from here."""
-        self._last_s = self._boundary_s = time.monotonic()
+        self._last_ns = time.monotonic_ns()
         self._last_step = step
 
-    def is_due(self, step: int) -> bool:
-        """Whether an interval has passed at this safe point."""
-        if self._every.steps is not None:
-            return step - self._last_step >= self._every.steps
-        return time.monotonic() - self._last_s >= self._interval_s()
+    @property
+    def due_ns(self) -> float:
+        """Monotonic time of the next interval save; infinite where intervals are counted in steps."""
+        seconds = self._every.seconds
+        return math.inf if seconds is None else self._last_ns + seconds * self._share * 1e9
 
-    def is_due_next(self, step: int) -> bool:
-        """Whether the next safe point may be due, so that what only a save needs is recorded from here on."""
-        now = time.monotonic()
-        self._step_s, self._boundary_s = now - self._boundary_s, now
-        if self._every.steps is not None:
-            return step + 1 - self._last_step >= self._every.steps
-        return now + 2 * self._step_s - self._last_s >= self._interval_s()
+    @property
+    def due_step(self) -> float:
+        """Step of the next interval save; infinite where intervals are counted in seconds."""
+        steps = self._every.steps
+        return math.inf if steps is None else self._last_step + steps
 
     def take(
         self,
@@ -139,9 +137,21 @@ class Saver:
             self._share = min(self._share * 2, 1.0)
         return self._number
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the arenas are made."""
+        return bool(self._arenas)
+
     def prepare(self) -> None:
-        """Make both arenas and touch their pages in the background, so that the first save is not slow."""
+        """Make both arenas and touch their pages in the background, so that the first save is not slow.
+
+        Not at the first safe point: only from the second on is it known which gradients the loop drops unread, and an
+        arena that has room for them would be too large for ever.
+        """
         if self._arenas:
+            return
+        if not self._sizing:
+            self._sizing = True
             return
         table = TensorTable()
         with torch.no_grad():
@@ -149,10 +159,6 @@ class Saver:
             size = layout(table.entries).size_bytes
         for index in range(_ARENAS):
             self._make_arena(index, size).populate()
-
-    def _interval_s(self) -> float:
-        assert self._every.seconds is not None
-        return self._every.seconds * self._share
 
     def _free_arena(self, size_bytes: int, *, wait: bool) -> int | None:
         index = self._link.wait_free(tuple(range(_ARENAS)), self._deadline_s if wait else lambda: 0.0)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from outlast._errors import EXIT_INTERRUPTED, Preempted
+from outlast._errors import Preempted
 from outlast._say import say
 
 _WORKER_GRACE_S = 20.0
@@ -23,6 +23,7 @@ class Signals:
         stop: a signal asked to leave.
         deadline_s: monotonic time at which the machine is expected to go.
         interrupted: Ctrl-C came once.
+        any: one of the two.
         abandon: Ctrl-C came twice: leave at once, wait for nothing.
         at_once: whether there is nothing to save, so that a signal ends the script where it is.
     """
@@ -31,6 +32,7 @@ class Signals:
         self.stop = False
         self.deadline_s: float | None = None
         self.interrupted = False
+        self.any = False
         self.abandon = False
         self.at_once = True
         self._grace_s = grace_s
@@ -63,7 +65,7 @@ class Signals:
             return
         if self.deadline_s is None:
             self.deadline_s = time.monotonic() + self._grace_s
-        self.stop = True
+        self.stop = self.any = True
         try:
             os.write(self._write, bytes([number]))
         except BlockingIOError:
@@ -79,13 +81,8 @@ class Signals:
         if self.interrupted or self.at_once:
             self.abandon = self.interrupted
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.interrupted = self.any = True
         say("Ctrl-C: saving at the next safe point, then leaving; again to leave at once")
-
-
-def exit_interrupted() -> SystemExit:
-    """What ends a script after Ctrl-C."""
-    return SystemExit(EXIT_INTERRUPTED)
 
 
 def _worker_lives_on() -> None:
