@@ -137,15 +137,22 @@ class Recorder:
             self.counter.tails += 1
             self.write(tail="end", tails=self.counter.tails, lr=self.lr(), weights=self.weights())
 
+    def watched(self) -> list[Any]:
+        """Return the optimizers that were handed to Run, in that order; without a Run those that have stepped."""
+        handed = [item for item in self.handed.values() if hasattr(item, "param_groups")]
+        return handed or self.optimizers
+
     def lr(self) -> str:
         """Return the learning rates of all optimizers, exactly."""
-        return " ".join(float(group["lr"]).hex() for known in self.optimizers for group in known.param_groups)
+        return " ".join(float(group["lr"]).hex() for known in self.watched() for group in known.param_groups)
 
     def weights(self) -> str:
         """Return a digest of all parameters that are optimized."""
         from outlast.drill.digests import digest_quickly
 
-        return digest_quickly(p for o in self.optimizers for group in o.param_groups for p in group["params"])
+        return digest_quickly(
+            p for known in self.watched() for group in known.param_groups for p in group["params"]
+        )
 
     def write(self, **fields: object) -> None:
         """Append a line, durable before this returns."""
