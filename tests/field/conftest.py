@@ -28,9 +28,7 @@ from torchless import Trainer
 
 
 @pytest.fixture
-def trainer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Trainer]]:
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Trainer]]:
     """Make trainers without torch, by default of the run in `tmp_path / "run"`; what is left of them is ended."""
     for name in ("OUTLAST_AGENT", "OUTLAST_LAUNCH_ID", "OUTLAST_NOTICE_FILE", "OUTLAST_GRACE_S"):
         monkeypatch.delenv(name, raising=False)

@@ -1,6 +1,6 @@
 """A script under `outlast run` whose emergency save ends after the deadline: nobody may kill it meanwhile.
 
-    python slow_leaver.py URL
+python slow_leaver.py URL
 """
 
 from __future__ import annotations

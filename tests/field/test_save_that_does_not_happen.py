@@ -17,7 +17,7 @@ from outlast._types import Reason
 from outlast.agent.control import Phase, Word
 from torchless import commits, read_tensors
 
-BUSY = '''
+BUSY = """
 import hashlib, json, os, sys, time
 import torch
 import outlast
@@ -60,7 +60,7 @@ for i, x in run.enumerate(loader, epochs=2):
     if run.step == 5:
         with torch.no_grad():
             busy("evaluation")
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +189,10 @@ def test_machines_live_shorter_than_the_save_interval(lab):
     interval_s = 8.0
     reached = [0]
     for _ in range(3):
-        script = lab.script(
-            OUTLAST_SAVE_EVERY=f"{interval_s} s", T_SLEEP=0.01, T_SAMPLES=100_000
+        script = lab.script(OUTLAST_SAVE_EVERY=f"{interval_s} s", T_SLEEP=0.01, T_SAMPLES=100_000)
+        began = eventually(
+            "it runs", lambda pid=script.pid: lab.of("run", pid) and time.monotonic(), lab.said
         )
-        began = eventually("it runs", lambda pid=script.pid: lab.of("run", pid) and time.monotonic(), lab.said)
         reached.append(lab.committed(reached[-1] + 1)["step"])
         agent = agent_of(script.pid)
         script.kill(signal.SIGSTOP)  # neither gets to do anything more once it is decided

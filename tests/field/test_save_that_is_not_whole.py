@@ -43,7 +43,9 @@ def segment_of(folder):
     return folder.parents[1] / manifest["tensors"][0]["slices"][0]["chunks"][0][0]
 
 
-@pytest.mark.parametrize("lacks", ["commit and manifest", "manifest", "segment", "end of a segment", "folder"])
+@pytest.mark.parametrize(
+    "lacks", ["commit and manifest", "manifest", "segment", "end of a segment", "folder"]
+)
 def test_latest_directory_incomplete(trainer, saved_twice, tmp_path, lacks):
     """latest directory incomplete: resume crashes on it, or every rank hangs on it (transformers 35782, Automodel 3254)"""
     newest = of_step(saved_twice, 2)
@@ -67,14 +69,16 @@ def test_latest_directory_incomplete(trainer, saved_twice, tmp_path, lacks):
 
 
 def test_latest_pointer_uploaded_before_its_files(trainer, bucket, monkeypatch):
-    """"latest" pointer uploaded before the files it points to (composer 3376)"""
+    """ "latest" pointer uploaded before the files it points to (composer 3376)"""
     proxy, server, _ = bucket
     use(monkeypatch, server)
     proxy.plan()
     saving = trainer(server.url("pointer"))
     names = [saving.save_and_wait(step, state) for step, state in ((1, OLD), (2, NEW))]
     saving.close()
-    puts = [request.split("?")[0].split("/pointer/")[1] for request in proxy.requests if request.startswith("PUT")]
+    puts = [
+        request.split("?")[0].split("/pointer/")[1] for request in proxy.requests if request.startswith("PUT")
+    ]
     for name in names:
         ours = [key for key in puts if name in key]
         kinds = [re.sub(r"-?\d.*", "", key.rsplit("/", 1)[1]) for key in ours]
@@ -114,7 +118,9 @@ def test_logged_saved_before_it_was(trainer, bucket, monkeypatch, capfd):
     saving = trainer(server.url("logged"))
     proxy.plan(Fault(503, 10**9, r"PUT .*/commit\.json"))
     number = saving.save(5, NEW)
-    eventually("two commits were refused", lambda: len([r for r in proxy.requests if "commit.json" in r]) >= 2)
+    eventually(
+        "two commits were refused", lambda: len([r for r in proxy.requests if "commit.json" in r]) >= 2
+    )
     saving.link.add_events([{"kind": "metrics", "utc": "", "attempt": 1, "step": 5, "values": {}}])
     saving.link.flush_events()
     root = folder / "logged"
@@ -130,7 +136,9 @@ def test_logged_saved_before_it_was(trainer, bucket, monkeypatch, capfd):
     ((_, _, checkpoint),) = commits(root)
     assert answer.checkpoint == checkpoint.name
     saving.close()
-    assert [(e["step"], e["checkpoint"]) for e in events(root) if e["kind"] == "save"] == [(5, checkpoint.name)]
+    assert [(e["step"], e["checkpoint"]) for e in events(root) if e["kind"] == "save"] == [
+        (5, checkpoint.name)
+    ]
 
 
 def test_upload_errors_only_logged(lab, bucket):
@@ -142,7 +150,9 @@ def test_upload_errors_only_logged(lab, bucket):
     )
     eventually("the last step is done", lambda: len(lab.of("step")) == 6, lab.said)
     refused = len(proxy.requests)
-    eventually("uploads are tried again", lambda: len([r for r in proxy.requests[refused:] if "PUT" in r]) > 1)
+    eventually(
+        "uploads are tried again", lambda: len([r for r in proxy.requests[refused:] if "PUT" in r]) > 1
+    )
     assert script.pid in lab.processes()
     assert lab.of("end") == []
     assert commits(folder / "green" / "run") == []
@@ -220,7 +230,9 @@ def test_a_stuck_filesystem_is_named_where_it_is_waited_for(trainer, monkeypatch
     for what, wait in waits.items():
         waiting.append(threading.Thread(target=wait))
         waiting[-1].start()
-        eventually("it says what it waits for", lambda what=what: [s for s in said if f"waiting until {what}" in s])
+        eventually(
+            "it says what it waits for", lambda what=what: [s for s in said if f"waiting until {what}" in s]
+        )
     assert all(thread.is_alive() for thread in waiting)
     stuck.continue_agent()
     for thread in waiting:

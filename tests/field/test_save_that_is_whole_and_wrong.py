@@ -45,7 +45,9 @@ def test_pinned_buffers_reused_while_the_writer_still_read_them(trainer, tmp_pat
     saving.continue_agent()
     assert link.wait_saved(held, lambda: None, "the held one is passed over").checkpoint is None
     assert link.wait_free((0,), lambda: None) == 0
-    saving.arenas[0].view[:] = bytes(len(saving.arenas[0].view))  # free: whatever is written here reaches nothing
+    saving.arenas[0].view[:] = bytes(
+        len(saving.arenas[0].view)
+    )  # free: whatever is written here reaches nothing
     assert link.wait_saved(last, lambda: None, "the last one is saved").checkpoint is not None
     saving.close()
     ((_, step, folder),) = commits(tmp_path / "run")
@@ -140,7 +142,12 @@ def test_tracker_recorded_another_step_than_the_one_saved(lab):
         parts = [p for p in root.glob(f"events/{commit['folder'].name[:10]}*/*.jsonl")]
         until = [p for p in parts if str(p.relative_to(root)) <= manifest["events"]]
         logged = {
-            r["step"] for p in until for r in map(json.loads, p.read_text().splitlines()) if r.get("kind") == "metrics"
+            r["step"]
+            for p in until
+            for r in map(json.loads, p.read_text().splitlines())
+            if r.get("kind") == "metrics"
         }
         first = [r["step"] for r in lab.of("run") if r["attempt"] == commit["attempt"]][0]
-        assert logged == set(range(first, commit["step"])), "durable before the commit: each step's metrics up to it"
+        assert logged == set(range(first, commit["step"])), (
+            "durable before the commit: each step's metrics up to it"
+        )

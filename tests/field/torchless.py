@@ -83,7 +83,13 @@ class Trainer:
         return self.link._own_agent.pid
 
     def save(
-        self, step: int, state: bytes, *, reason: Reason = Reason.INTERVAL, hold: bool = False, index: int | None = None
+        self,
+        step: int,
+        state: bytes,
+        *,
+        reason: Reason = Reason.INTERVAL,
+        hold: bool = False,
+        index: int | None = None,
     ) -> int:
         """Put a state into a free arena and hand it over; the snapshot's number."""
         if index is None:

@@ -1,0 +1,51 @@
+"""Around it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from launch import eventually, history
+
+
+def test_a_cancelled_notice_stopped_the_job_all_the_same(lab):
+    """a cancelled notice stopped the job all the same (runs-on 277)"""
+    notice = lab.folder / "notice"
+    script = lab.script(T_GATES="step:5,tail:1", OUTLAST_NOTICE_FILE=notice)
+    for place, times in (("step:5", 1), ("tail:1", 2)):
+        lab.at(place)
+        notice.touch()
+        eventually("it is heard", lambda n=times: script.text.count("this machine goes away") == n, lab.said)
+        notice.unlink()
+        eventually(
+            "so is its end", lambda n=times: script.text.count("cancelled; training goes on") == n, lab.said
+        )
+        lab.open(place)
+    assert script.wait() == 0, lab.said()
+    assert len(history(lab.records)) == 18
+    assert len(lab.of("run")) == 1
+
+
+def test_a_cancelled_notice_after_the_script_has_left(lab):
+    """a cancelled notice stopped the job all the same: where the script has left already, it is started again."""
+    notice = lab.folder / "notice"
+    launcher = lab.supervised(T_GATES="step:5", T_EPOCHS=2, OUTLAST_NOTICE_FILE=notice)
+    lab.at("step:5")
+    notice.touch()
+    launcher.says("this machine goes away")
+    lab.open("step:5")
+    launcher.says("waiting whether this machine goes away")
+    notice.unlink()
+    assert launcher.wait() == 0, lab.said()
+    assert [(r["attempt"], r["step"]) for r in lab.of("run")] == [(1, 0), (2, 5)]
+    assert len(history(lab.records)) == 12
+
+
+def test_slurm_counts_a_job_that_ends_cleanly_as_complete(lab):
+    """Slurm: a job that ends cleanly inside the grace time counts as complete and is not queued again"""
+    script = lab.script(T_GATES="step:5", SLURM_JOB_ID=17)
+    lab.at("step:5")
+    script.kill_group(signal.SIGTERM)
+    lab.open("step:5")
+    assert script.wait() == os.EX_TEMPFAIL, "saved in time, and yet not complete"
+    assert lab.committed(5)["reason"] == "emergency"
