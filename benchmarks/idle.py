@@ -1,9 +1,9 @@
 """What iterating through Outlast costs beside torch's own DataLoader, when nothing happens.
 
-Both loops iterate the same data set and take an optimizer step (of one small parameter) per batch, in turns (plain, ours,
-ours, plain, ...), so that a noisy machine disturbs both alike; `ratio` is the median over neighbouring turns, the time of
-the step taken off both. Ours is `run.batches` of a real `outlast.Run`, with its agent, and a safe point per step. The
-augmenting data set does what a CIFAR-10 recipe does to 3 x 32 x 32 images: pad and crop, flip (torch), jitter brightness
+Both iterate the same data set in turns (plain, ours, ours, plain, ...), so that a noisy machine disturbs both alike, and
+ratios and differences are medians over neighbouring turns. Ours is `run.batches` of a real `outlast.Run`, with its agent.
+`plain_us`, `ours_us` and `ratio` are of iterating alone. `own_us` is what a step of a loop costs beyond the plain one: both
+take an optimizer step (of one small parameter) per batch, so that ours passes a safe point each time. The augmenting data set does what a CIFAR-10 recipe does to 3 x 32 x 32 images: pad and crop, flip (torch), jitter brightness
 and contrast (python), add noise (numpy). Seeding each sample is part of what is ours: torch's loader seeds none, and what
 its samples draw depends on the number of workers.
 
@@ -89,37 +89,41 @@ def measure(name: str, batch_size: int, workers: int, seconds: float) -> dict:
     loops = [iter(loader()), iter(run.batches(loader(), epochs=1))]
     steppers = [unwatched, optimizer]
 
-    def turn(which: int, steps: int) -> float:
+    def turn(which: int, steps: int, *, stepping: bool) -> float:
         loop, step = loops[which], steppers[which].step
         for _ in range(QUEUED if workers else 0):
             next(loop)
         started = time.perf_counter()
-        for _ in range(steps):
-            next(loop)
-            step()
+        if stepping:
+            for _ in range(steps):
+                next(loop)
+                step()
+        else:
+            for _ in range(steps):
+                next(loop)
         return (time.perf_counter() - started) / steps
 
+    least = 4 * QUEUED if workers else 10
     for which in (0, 1, 0, 1):
-        turn(which, 10)
-    started = time.perf_counter()
-    for _ in range(2000):
-        unwatched.step()
-    step_s = (time.perf_counter() - started) / 2000
+        turn(which, least, stepping=True)
     turn_s = 0.3 if workers else 0.02
-    steps = max(4 * QUEUED if workers else 4, int(turn_s / turn(0, 4 * QUEUED if workers else 10)))
-    times: list[list[float]] = [[], []]
+    steps = max(least if workers else 4, int(turn_s / turn(0, least, stepping=False)))
+    alone: list[list[float]] = [[], []]
+    training: list[list[float]] = [[], []]
     started, number = time.perf_counter(), 0
     while number < 6 or time.perf_counter() - started < seconds:
         for which in ((0, 1), (1, 0))[number % 2]:
-            times[which].append(turn(which, steps) - step_s)
+            alone[which].append(turn(which, steps, stepping=False))
+        for which in ((0, 1), (1, 0))[number % 2]:
+            training[which].append(turn(which, steps, stepping=True))
         number += 1
-    plain_us, ours_us = (statistics.median(each) * 1e6 for each in times)
-    own = statistics.median(ours - plain for plain, ours in zip(*times, strict=True))
+    plain_us, ours_us = (statistics.median(each) * 1e6 for each in alone)
+    own = statistics.median(ours - plain for plain, ours in zip(*training, strict=True))
     return {
         "name": f"{name}, batch {batch_size}, {workers} workers",
         "plain_us": round(plain_us, 2),
         "ours_us": round(ours_us, 2),
-        "ratio": round(statistics.median(ours / plain for plain, ours in zip(*times, strict=True)), 4),
+        "ratio": round(statistics.median(ours / plain for plain, ours in zip(*alone, strict=True)), 4),
         "own_us": round(own * 1e6, 2),
         "runs": number,
     }
