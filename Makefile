@@ -9,11 +9,15 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if 
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: drill test lint types check
+.PHONY: drill drill-scripts test lint types check
 .DELETE_ON_ERROR:
 
 drill: $(READY)
 	$(BIN)/outlast drill
+
+# All nine kinds of interruption on four scripts as people write them; `make test` does two of each.
+drill-scripts: $(READY)
+	for name in cnn gan ema lm; do $(BIN)/outlast drill -- $(BIN)/python tests/drill/scripts/$$name.py || exit 1; done
 
 # Two processes: the tests start servers and trainers of their own, and hold times on a two-core machine.
 test: $(READY)

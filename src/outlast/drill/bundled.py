@@ -127,9 +127,9 @@ def _train(
         machine,
         record=record,
         store=store,
-        interval_steps=options.interval_steps,
         grace_s=options.grace_s,
         stall_s=options.stall_s,
+        must_cut=True,
         show=show,
     )
     return director.conduct(plan)

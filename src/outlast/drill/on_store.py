@@ -23,16 +23,6 @@ class Saved:
     """When its commit appeared, seconds since the epoch."""
 
 
-@dataclass(frozen=True, order=True)
-class Segment:
-    """One object of tensor bytes, for the checkpoint of this attempt and step."""
-
-    attempt: int
-    step: int
-    repeat: int
-    path: Path
-
-
 def commits(store: Path) -> list[Saved]:
     """Return the checkpoints that have a commit, oldest first."""
     found = []
@@ -43,7 +33,7 @@ def commits(store: Path) -> list[Saved]:
     return sorted(found)
 
 
-def unfinished(store: Path) -> list[Segment]:
+def unfinished(store: Path) -> list[Path]:
     """Return the segments that were written for a checkpoint which has no commit: a save was cut there."""
     whole = {(saved.attempt, saved.nonce, saved.step, saved.repeat) for saved in commits(store)}
     found = []
@@ -52,7 +42,7 @@ def unfinished(store: Path) -> list[Segment]:
         if (match := _SEGMENT.fullmatch(path.name)) is not None:
             step, repeat = match.groups()
             if (int(attempt), nonce, int(step), int(repeat or 0)) not in whole:
-                found.append(Segment(int(attempt), int(step), int(repeat or 0), path))
+                found.append(path)
     return sorted(found)
 
 

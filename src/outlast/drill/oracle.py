@@ -14,7 +14,7 @@ from outlast.drill.schedule import Kind
 
 _NOTICED = frozenset({Kind.SIGTERM, Kind.SIGTERM_IN_VALIDATION})
 _LOST_AFTER_NOTICE = 1
-_SLOWER_FACTOR, _SLOWER_S = 2.0, 0.25
+_SLOWER_FACTOR, _SLOWER_S = 2.0, 0.1
 """A save that was cut may have been this much slower than the slowest that became durable: machines are noisy."""
 _SHOWN = 5
 """Differences of one sort that are named, each with its place; the rest is counted."""
@@ -120,7 +120,7 @@ def _measure(happened: Happened, course: Course, evidence: Evidence) -> Interrup
         kind=kind.value,
         at_step=happened.at_step,
         steps_lost=lost,
-        steps_lost_bound=_LOST_AFTER_NOTICE if kind in _NOTICED else _bound(happened, lines, evidence),
+        steps_lost_bound=_LOST_AFTER_NOTICE if kind in _NOTICED else _bound(happened, lost, lines, evidence),
         notice_to_durable_s=notice_s,
         relaunch_to_step_s=first.time - relaunched if first is not None and relaunched is not None else None,
         guarantee=evidence.guarantees.get(attempt)
@@ -129,24 +129,27 @@ def _measure(happened: Happened, course: Course, evidence: Evidence) -> Interrup
     )
 
 
-def _bound(happened: Happened, lines: Sequence[Line], evidence: Evidence) -> int:
+def _bound(happened: Happened, lost: int | None, lines: Sequence[Line], evidence: Evidence) -> int:
     """Return the save interval + the steps taken while one save became durable, both measured.
 
-    A save that was cut never became durable: it may have taken what the slowest one took, and some.
+    A save that was due by then and never became durable may have taken what the slowest one took, and some.
     """
     during, slowest_s = 0, 0.0
     for saved in evidence.commits:
-        since = _taken(lines, evidence.trainers.get(saved.attempt), saved.step)
+        pid = evidence.trainers.get(saved.attempt)
+        since = _taken(lines, pid, saved.step)
         if since is not None:
             slowest_s = max(slowest_s, saved.committed - since)
             during = max(
-                during, _steps_between(lines, evidence.trainers[saved.attempt], since, saved.committed)
+                during,
+                sum(line.pid == pid and since < line.time <= saved.committed for line in _steps(lines)),
             )
-    if (cut := happened.in_flight) is not None:
-        since = _taken(lines, evidence.trainers.get(cut.attempt), cut.step)
-        if since is not None:
-            until = since + slowest_s * _SLOWER_FACTOR + _SLOWER_S
-            during = max(during, _steps_between(lines, evidence.trainers[cut.attempt], since, until))
+    due = happened.at_step - (lost or 0) + evidence.interval_steps
+    before = _steps(lines[: happened.lines_before])
+    at = next((index for index in reversed(range(len(before))) if before[index].step == due), None)
+    if at is not None:
+        until = before[at].time + slowest_s * _SLOWER_FACTOR + _SLOWER_S
+        during = max(during, sum(line.time <= until for line in before[at + 1 :]))
     return evidence.interval_steps + during
 
 
@@ -157,8 +160,8 @@ def _taken(lines: Sequence[Line], pid: int | None, step: int) -> float | None:
     )
 
 
-def _steps_between(lines: Sequence[Line], pid: int, since: float, until: float) -> int:
-    return sum(line.pid == pid and line.tail is None and since < line.time <= until for line in lines)
+def _steps(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if line.tail is None]
 
 
 def _jumps(lines: Sequence[Line]) -> list[str]:

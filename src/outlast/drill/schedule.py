@@ -24,6 +24,8 @@ class Kind(StrEnum):
     KILL_AGENT = "kill-agent"
 
 
+_INTO_TAIL_S = 0.03
+"""At most so far into a tail: a short one must not be over before the signal arrives."""
 IN_TAIL = frozenset({Kind.KILL_IN_TAIL, Kind.SIGTERM_IN_VALIDATION})
 ALL = tuple(Kind)
 
@@ -54,7 +56,7 @@ def schedule(
     for kind in kinds:
         if kind in IN_TAIL and tails:
             at = tails.pop(draw.randrange(len(tails)))
-            chosen.append(Planned(kind, at, draw.uniform(0.0, 0.05)))
+            chosen.append(Planned(kind, at, draw.uniform(0.0, _INTO_TAIL_S)))
     taken = {item.at_step for item in chosen}
     rest = [
         _plain(kind) if kind in IN_TAIL else kind for kind in kinds if kind not in {c.kind for c in chosen}

@@ -142,9 +142,9 @@ def _train(
         machine,
         record=folder / "record.jsonl",
         store=store,
-        interval_steps=interval,
         grace_s=options.grace_s,
         stall_s=options.stall_s,
+        must_cut=False,
         show=_named(show, folder.name, steps),
     )
     course = director.conduct(plan)

@@ -57,7 +57,7 @@ def tail_run_twice(module):
 
     def one_tail_back(self, resumed):
         go_on(self, resumed)
-        if not self._tail_open and resumed.source_position is None and self.epoch > 0:
+        if not self._tail_open and resumed.position["batches"] is None and self.epoch > 0:
             self.epoch, self._tail_open = self.epoch - 1, True
 
     module.Run._continue = one_tail_back

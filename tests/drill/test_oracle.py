@@ -1,0 +1,130 @@
+"""The judge believes record lines and file times: each kind of lie in them is found, and an honest course is not blamed."""
+
+from dataclasses import replace
+
+import pytest
+
+from outlast.drill.director import Course, Happened
+from outlast.drill.on_store import Saved
+from outlast.drill.oracle import Evidence, first_difference, judge
+from outlast.drill.records import Line, read_lines
+from outlast.drill.schedule import ALL, IN_TAIL, Kind, Planned, choose, schedule
+
+INTERVAL = 4
+
+
+def steps(pid, first, last, at=0.0):
+    return [
+        Line(pid=pid, time=at + n / 10, step=n, epoch=(n - 1) // 8, samples=(n,), lr="0x1p-3")
+        for n in range(first, last + 1)
+    ]
+
+
+def tail(pid, epoch, at, tails):
+    about = {"pid": pid, "time": at, "step": (epoch + 1) * 8, "epoch": epoch}
+    return [
+        Line(**about, tail="begin"),
+        Line(**about, tail="end", tails=tails, lr="0x1p-3", valid="0x1p0", best="0x1p0"),
+    ]
+
+
+def undisturbed():
+    lines = [*steps(1, 1, 8), *tail(1, 0, 0.85, 1), *steps(1, 9, 16), *tail(1, 1, 1.65, 2)]
+    return Course(lines, [], {}, 0, [])
+
+
+def disturbed(*, resumed_at=5, kind=Kind.KILL_BOTH, late=()):
+    before = steps(2, 1, 7)
+    after = [*steps(3, resumed_at, 8, 5.0), *tail(3, 0, 5.85, 1), *steps(3, 9, 16, 5.0), *tail(3, 1, 6.65, 2)]
+    happened = Happened(Planned(kind, 7, 0.0), 7, 0.75, len(before), 4.0)
+    return Course([*before, *(late or after)], [happened], {}, 0, [])
+
+
+def judged(course, final=None):
+    saved = [Saved(1, 4, 0, "aaaa", 0.45)]
+    evidence = Evidence(saved, {1: 2, 2: 3}, {2: "bit-exact"}, final or {"model.w": "1"}, INTERVAL)
+    return judge(undisturbed(), {"model.w": "1"}, course, evidence)
+
+
+def test_an_honest_course_passes():
+    """Killed after step 7, resumed behind the save of step 4: three steps lost, every claim holds."""
+    report = judged(disturbed())
+    assert report.passed, report.failures
+    item = report.interruptions[0]
+    assert (item.steps_lost, item.steps_lost_bound, item.guarantee) == (3, INTERVAL, "bit-exact")
+    assert item.relaunch_to_step_s == pytest.approx(1.5)
+
+
+def test_more_steps_lost_than_a_save_interval_is_a_failure():
+    """Started from zero although a save was due after step 4: seven steps lost, and only four and one allowed."""
+    report = judged(disturbed(resumed_at=1))
+    assert report.interruptions[0].steps_lost_bound == INTERVAL + 2
+    assert [item.steps_lost for item in report.interruptions] == [7]
+    assert any("7 steps were lost" in text for text in report.failures)
+
+
+def test_a_notice_allows_one_step():
+    """The same three steps, lost after a SIGTERM whose grace was enough, are two too many."""
+    report = judged(disturbed(kind=Kind.SIGTERM))
+    assert any("3 steps were lost; at most 1" in text for text in report.failures)
+
+
+def test_other_samples_are_counted_as_repeated_and_skipped():
+    """One step that uses the samples of the step before it: they are repeated, its own are skipped."""
+    course = disturbed()
+    course.lines[-6] = replace_line(course.lines[-6], samples=(12,))
+    report = judged(course)
+    assert (report.samples_repeated, report.samples_skipped) == (1, 1)
+    assert any("used samples" in text for text in report.failures)
+
+
+@pytest.mark.parametrize(
+    ("tails", "says"), [(None, "was not run to its end"), (2, "2 tails counted; undisturbed 1")]
+)
+def test_a_tail_runs_exactly_once(tails, says):
+    """An epoch's tail that is missing, or that the model itself counted twice, is named."""
+    course = disturbed()
+    middle = [] if tails is None else tail(3, 0, 5.85, tails)
+    lines = [line for line in course.lines if line.tail is None or line.epoch != 0]
+    at = next(index for index, line in enumerate(lines) if line.step == 9)
+    report = judged(replace(course, lines=[*lines[:at], *middle, *lines[at:]]))
+    assert any(says in text for text in report.failures), report.failures
+
+
+def test_a_counter_that_jumps_is_named():
+    """A process that starts further than what was ever trained before it skipped something."""
+    report = judged(disturbed(late=steps(3, 9, 16, 5.0)))
+    assert any("started at step 9" in text for text in report.failures)
+
+
+def test_the_first_different_tensor_is_named_in_the_order_of_the_state():
+    """Of two tensors that differ, the one that comes first; a tensor that is missing differs too."""
+    assert first_difference({"b": "1", "a": "1"}, {"b": "2", "a": "2"}) == "b"
+    assert first_difference({"b": "1"}, {"b": "1", "c": "1"}) == "c"
+    assert first_difference({"b": "1"}, {"b": "1"}) is None
+    assert not judged(disturbed(), {"model.w": "2"}).bit_identical
+
+
+def test_a_line_that_a_kill_cut_is_no_line(tmp_path):
+    """What a killed process had begun to write counts for nothing, and does not spoil the lines around it."""
+    path = tmp_path / "record"
+    whole = b'{"pid": 1, "time": 0.5, "step": 1, "samples": [3]}\n'
+    path.write_bytes(whole + b'{"pid": 1, "ti\n' + whole + b'{"pid"')
+    assert [line.step for line in read_lines(path)] == [1, 1]
+
+
+def test_the_same_seed_draws_the_same_schedule():
+    """All nine kinds, each once, in an order and at moments that the seed alone decides."""
+    lines = undisturbed().lines + steps(1, 17, 60)
+    plans = [schedule(seed, ALL, lines, INTERVAL) for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
+    assert sorted(item.kind for item in plans[0]) == sorted(ALL)
+    assert [item.at_step for item in plans[0]] == sorted(item.at_step for item in plans[0])
+    assert all(item.at_step in (8, 16) for item in plans[0] if item.kind in IN_TAIL)
+    assert len(choose(1, 4)) == 4 and len(set(choose(1, 9))) == 9
+
+
+def replace_line(line, **changes):
+    import msgspec
+
+    return msgspec.structs.replace(line, **changes)
