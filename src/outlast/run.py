@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from outlast import _config, _process
-from outlast._errors import ConfigError, NotYetAvailable
+from outlast._errors import ConfigError, NotYetAvailable, OutlastError
 from outlast._say import say
 from outlast._types import Guarantee, Json
 from outlast.agent.control import Phase, Word
@@ -28,7 +29,7 @@ from outlast.state.steps import StepWatch
 from outlast.state.table import TensorTable
 from outlast.state.tree import encode
 from outlast.trainer.batches import Batches
-from outlast.trainer.ending import watch_exceptions
+from outlast.trainer.ending import ended_by, watch_exceptions
 from outlast.trainer.keeper import Keeper
 from outlast.trainer.resume import Resumed, open_run
 from outlast.trainer.saver import Whole
@@ -123,6 +124,7 @@ class Run:
         self._seed = (torch.initial_seed() if seed is None else seed) & (2**63 - 1)
         self._signals = Signals(grace_s(env))
         self._loop: Literal["epochs", "flat", "steps"] | None = None
+        self._left = False
         self._tail_open = False
         self._last_epoch_read = -1
         self._source: Source | None = None
@@ -182,9 +184,10 @@ class Run:
             restore_rng(
                 self._resumed.rng, self._resumed.rng_tensors
             )  # for a body that reads a loader of its own
-        while self.epoch < n:
-            yield self.epoch
-            self._close_epoch()
+        with self._noting_a_break():
+            while self.epoch < n:
+                yield self.epoch
+                self._close_epoch()
         self._finish()
 
     def batches(self, loader: Any, *, epochs: int | None = None, steps: int | None = None) -> Batches[Any]:
@@ -213,9 +216,10 @@ class Run:
         """
         self._enter("steps", done=self.step >= n)
         self._begin_reading(None, own_loop=True)
-        while self.step < n:
-            yield self.step
-            self._boundary(always=True)
+        with self._noting_a_break():
+            while self.step < n:
+                yield self.step
+                self._boundary(always=True)
         self._finish()
 
     def safe_point(self) -> None:
@@ -231,10 +235,9 @@ class Run:
 
     def save(self, *, pin: bool = False) -> None:
         """Save at the next safe point, or at once when no loop runs. A pinned checkpoint is never deleted."""
-        if self._loop is not None:
-            self._keeper.ask(pin=pin)
-        else:
-            self._keeper.save_now(self.step, pin=pin)
+        self._keeper.ask(pin=pin)
+        if self._loop is None or self._left:
+            self._save_what_was_asked()
 
     def log(self, **metrics: float) -> None:
         """Record metrics of the present step; they are durable before the checkpoint of a later step is."""
@@ -265,12 +268,13 @@ class Run:
         most = 1 if epochs is None and steps is None else epochs
         over = (most is not None and self.epoch >= most) or (steps is not None and self.step >= steps)
         self._enter("flat", done=over)
-        while not over:
-            yield from self._one_epoch(source, steps)
-            over = steps is not None and self.step >= steps
-            if not over:
-                self._close_epoch()
-                over = most is not None and self.epoch >= most
+        with self._noting_a_break():
+            while not over:
+                yield from self._one_epoch(source, steps)
+                over = steps is not None and self.step >= steps
+                if not over:
+                    self._close_epoch()
+                    over = most is not None and self.epoch >= most
         self._finish()
 
     def _one_epoch(self, source: Source, steps: int | None) -> Iterator[Any]:
@@ -434,7 +438,29 @@ class Run:
         if self in _active:
             _active.remove(self)
 
+    @contextmanager
+    def _noting_a_break(self) -> Iterator[None]:
+        """A `break` closes the loop's generator."""
+        try:
+            yield
+        except GeneratorExit:
+            self._left = True
+            raise
+
+    def _save_what_was_asked(self) -> None:
+        if self._watch.stepped():
+            self.step += 1
+            self._watch.mark()
+        self._keeper.save_asked(self.step)
+
     def _at_exit(self) -> None:
+        if (
+            self._keeper.is_asked and ended_by() is None
+        ):  # the loop was left, and this process saw no sign of it
+            try:
+                self._save_what_was_asked()
+            except (OutlastError, SystemExit) as error:
+                say(f"the save that was asked for at step {self.step} is not durable: {error}")
         self._keeper.close(self.attempt, self.step)
 
 

@@ -29,13 +29,19 @@ class Heartbeat:
         self._record = record
         self._events = events
         self._superseded = superseded
-        self._stop = threading.Event()
+        self._stopped = False
+        self._due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outlast-alive", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End after the store call it is in."""
-        self._stop.set()
+        self._stopped = True
+        self._due.set()
+
+    def beat_now(self) -> None:
+        """Put what was added to the events now: a warning or a notice is of use to others while it holds."""
+        self._due.set()
 
     def _run(self) -> None:
         agent = msgspec.to_builtins(process_id(os.getpid()))
@@ -57,5 +63,7 @@ class Heartbeat:
             if why is not None:
                 self._superseded(why)
                 return
-            if self._stop.wait(BEAT_S):
+            self._due.wait(BEAT_S)
+            self._due.clear()
+            if self._stopped:
                 return

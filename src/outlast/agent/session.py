@@ -136,6 +136,7 @@ class Session:
         kind = "notice" if standing else "notice-cancelled"
         about = {"source": standing.source, "deadline_utc": standing.deadline_utc} if standing else {}
         self._record(kind, **about)
+        claimed.heartbeat.beat_now()
 
     def interrupt(self) -> None:
         """Ctrl-C reached the agent."""
@@ -175,6 +176,8 @@ class Session:
         """Say a warning and write it down for `status`."""
         self._say(f"warning: {message}")
         self._record("warning", cause=cause, message=message)
+        if self.claimed is not None:
+            self.claimed.heartbeat.beat_now()
 
     def close(self) -> None:
         """Give back what it holds; call from the thread that calls `sight`, once `done` is set."""

@@ -137,9 +137,16 @@ class Keeper:
         self._attend_ns = 0.0
         self.due_next = True
 
-    def save_now(self, step: int, *, pin: bool) -> None:
-        """Save this moment and wait until it is durable."""
-        if not self._wait_saved(self._saver.take(step, Reason.USER, pinned=pin), step, "the save is durable"):
+    @property
+    def is_asked(self) -> bool:
+        """Whether a save was asked for that no safe point has taken, and the script has not said how it ends."""
+        return self._user_save is not None and self._ending == "ended"
+
+    def save_asked(self, step: int) -> None:
+        """Take the save that was asked for now, and wait until it is durable."""
+        pinned, self._user_save = bool(self._user_save), None
+        number = self._saver.take(step, Reason.USER, pinned=pinned)
+        if not self._wait_saved(number, step, "the save is durable"):
             self._leave_unsaved(step)
         self._changed = False
 
