@@ -2,8 +2,8 @@
 
 T_LAB: folder of the record and the gates. T_NAME: the run's name. T_GATES: places to wait at until `open-PLACE` exists
 (so that a test interrupts exactly there). T_EPOCHS, T_WORKERS, T_SLEEP: what they say. T_FAIL: place to raise at.
-T_LOOP: epochs, plain (the loader is iterated as it is), accumulate (3 batches a step, the last group is smaller), frozen
-(the optimizer is not handed in). T_MODEL: wide (does not fit). T_SAVE: place to call run.save(pin=True) at.
+T_LOOP: epochs, plain (the loader is iterated as it is), accumulate (3 batches a step, the last group is smaller), other
+(an optimizer is handed in, and another one steps). T_MODEL: wide (does not fit). T_SAVE: place to call run.save(pin=True) at.
 """
 
 import argparse
@@ -97,7 +97,9 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7)
 come_to("start")
 state = {"model": model, "scheduler": scheduler}
-if LOOP != "frozen":
+if LOOP == "other":
+    state["optimizer"] = torch.optim.SGD(model.parameters(), lr=0.1)
+else:
     state["optimizer"] = optimizer
 run = outlast.Run(os.environ.get("T_NAME") or None, resume=os.environ.get("T_RESUME", "auto"), **state)
 run.vars.best = 100.0
