@@ -1,4 +1,4 @@
-"""Drills that fail keep their folder: in a test, below the test's own."""
+"""Drills that fail keep their folder: a test takes it away."""
 
 import tempfile
 
@@ -6,6 +6,9 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def drill_folders_below_the_test(tmp_path, monkeypatch):
-    """Have `tempfile` make its folders below `tmp_path`."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def drill_folders_go_with_the_test(monkeypatch):
+    """Have `tempfile` make its folders in one that goes; its path is short, as those of sockets have to be."""
+    with tempfile.TemporaryDirectory(prefix="drills-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+        monkeypatch.undo()

@@ -24,6 +24,8 @@ from outlast.drill.schedule import ALL, Kind, Planned, schedule
 _INSTALLED = Path(__file__).with_name("gpt.py")
 _IN_REPOSITORY = Path(__file__).parents[3] / "examples" / "gpt.py"
 
+_SOCKET_FOLDER_CHARS = 60
+"""Workers bind sockets in $TMPDIR, below two random names; a socket's path has at most 107 characters (unix(7))."""
 _THREADS = 2
 """Per process: the example is small, and bits depend on the number of threads."""
 
@@ -162,7 +164,8 @@ def drill_env(*, interval_steps: int, grace_s: float, folder: Path) -> dict[str,
     env.setdefault("OMP_NUM_THREADS", str(_THREADS))
     env["CUBLAS_WORKSPACE_CONFIG"] = env.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     env["PYTHONUNBUFFERED"] = "1"
-    env["TMPDIR"] = str(folder)
+    if len(str(folder)) <= _SOCKET_FOLDER_CHARS:
+        env["TMPDIR"] = str(folder)  # what killed processes leave goes with the drill's folder
     env["OUTLAST_RUN"] = "drill"
     env["OUTLAST_SAVE_EVERY"] = f"{interval_steps} steps"
     env["OUTLAST_GRACE_S"] = str(grace_s)
