@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torchless import Trainer
 
 from servers import FaultyProxy, S3Server, faulty_proxy, rclone_s3
-from torchless import Trainer
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+from torchless import Trainer
+
 from outlast._types import Reason
 from outlast.agent.control import Phase, Stop, Word
-from torchless import Trainer
 
 AFTER_S = 0.5
 """So long after the deadline it begins to save."""

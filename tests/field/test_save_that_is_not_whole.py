@@ -11,14 +11,13 @@ import signal
 import threading
 
 import pytest
+from torchless import commits, events, files
 
 from launch import agent_of, eventually
 from outlast._errors import NoWholeCheckpoint
-from outlast._types import Reason
 from outlast.agent import link as link_module
 from outlast.agent.protocol import Saved
 from servers import Fault
-from torchless import commits, events, files, read_tensors
 
 OLD, NEW = random.Random(1).randbytes(100_000), random.Random(2).randbytes(100_000)
 

@@ -8,8 +8,9 @@ import os
 import random
 import signal
 
-from launch import agent_of, history
 from torchless import commits, events, files, read_tensors
+
+from launch import agent_of, history
 
 STEPS = 6
 
