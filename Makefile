@@ -3,6 +3,7 @@
 #   make drill    train the bundled example, interrupt it again and again, prove that nothing was lost
 #   make test     all tests
 #   make check    lint, types and all tests
+#   make soak     hundreds of random schedules of interruptions (half an hour)
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c \
   'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
@@ -31,6 +32,9 @@ types: $(READY)
 	$(BIN)/mypy
 
 check: lint types test
+
+soak: $(READY)
+	OUTLAST_TEST_EXAMPLES=500 $(BIN)/pytest --timeout 7200 tests/crash/test_interruptions_property.py
 
 # torch first and alone: so pip takes a CPU build that an index or --find-links of this machine offers.
 $(READY): pyproject.toml

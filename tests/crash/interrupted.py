@@ -7,7 +7,7 @@ the optimizer's step, in the epoch's tail.
 
 Kinds: `trainer` (SIGKILL), `both` (its agent's, then its own), `agent` (the agent's alone, training goes on), `term` and
 `group` (SIGTERM to this process, to the group), `error` (an exception), `alarm` (killed after so many milliseconds from
-before the run is opened, in the middle of whatever it is doing then).
+before the run is opened, in the middle of whatever it is doing then). T_SLEEP: seconds that each step takes longer.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import sys
-import threading
+import time
 from pathlib import Path
 
 import torch
@@ -68,7 +68,9 @@ class Data(torch.utils.data.Dataset):
 
 
 if PLAN is not None and PLAN["kind"] == "alarm":
-    signal.setitimer(signal.ITIMER_REAL, max(PLAN["after"], 1) / 1000)  # its default is to end the process, like a SIGKILL
+    signal.setitimer(
+        signal.ITIMER_REAL, max(PLAN["after"], 1) / 1000
+    )  # its default is to end the process, like a SIGKILL
 
 torch.manual_seed(5)
 model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
@@ -78,7 +80,6 @@ scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.8)
 run = outlast.Run("run", model=model, optimizer=optimizer, scheduler=scheduler)
 run.vars.group = []
 write("run", attempt=run.attempt, step=run.step)
-assert threading.current_thread() is threading.main_thread()
 loader = torch.utils.data.DataLoader(Data(), SHAPE["batch"], shuffle=True, num_workers=SHAPE["workers"])
 for epoch in run.epochs(SHAPE["epochs"]):
     for i, (x, samples) in run.enumerate(loader):
@@ -93,9 +94,12 @@ for epoch in run.epochs(SHAPE["epochs"]):
         optimizer.step()
         optimizer.zero_grad()
         model.count += 1
-        write("step", count=int(model.count), epoch=epoch, i=i, samples=run.vars.group, loss=repr(loss.item()))
+        write(
+            "step", count=int(model.count), epoch=epoch, i=i, samples=run.vars.group, loss=repr(loss.item())
+        )
         run.vars.group = []
         moment()
+        time.sleep(float(os.environ.get("T_SLEEP", "0")))
     moment()
     scheduler.step()
     moment()

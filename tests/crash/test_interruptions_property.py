@@ -75,7 +75,11 @@ def undisturbed(zygote, tmp_path_factory):
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a schedule is short as it is, and each try takes seconds
+    phases=[
+        Phase.explicit,
+        Phase.reuse,
+        Phase.generate,
+    ],  # a schedule is short as it is, and each try takes seconds
     suppress_health_check=[HealthCheck.too_slow],
 )
 def test_no_sample_is_repeated_or_skipped(zygote, tmp_path_factory, undisturbed, shape, every, schedule):
@@ -106,7 +110,9 @@ def survive(lab, schedule, moments):
         script = lab.script(path=SCRIPT, T_PLAN=json.dumps({"kind": kind, "after": after}))
         code = script.wait()
         ended = lab.of("end", script.pid)
-        assert code in CODES[kind] or (code == 0 and ended), f"{kind} after {after}: exit {code}\n{lab.said()}"
+        assert code in CODES[kind] or (code == 0 and ended), (
+            f"{kind} after {after}: exit {code}\n{lab.said()}"
+        )
         if ended:
             return
         taken = lab.of("step")[-1:]
