@@ -29,7 +29,7 @@ from outlast.state.steps import StepWatch
 from outlast.state.table import TensorTable
 from outlast.state.tree import encode
 from outlast.trainer.batches import Batches
-from outlast.trainer.ending import ended_by, watch_exceptions
+from outlast.trainer.ending import ended_by, tail_resumed, watch_exceptions
 from outlast.trainer.keeper import Keeper
 from outlast.trainer.resume import Resumed, open_run
 from outlast.trainer.saver import Whole
@@ -286,6 +286,7 @@ class Run:
             raise ConfigError(msg)
         self._last_epoch_read = self.epoch
         if self._tail_open:  # the last attempt was interrupted in this epoch's tail
+            tail_resumed(self.epoch)
             self._begin_reading(None)
             self._keeper.page[Word.PHASE] = Phase.TAIL
             return
@@ -328,6 +329,7 @@ class Run:
             self._announce(self._resumed)
         self.epoch += 1
         self._tail_open = False
+        tail_resumed(None)
         self._leave_source()
         if self._watch.stepped():
             self.step += 1

@@ -418,6 +418,8 @@ class Session:
                     if record.get("kind") == "exception":
                         self.exception = str(record.get("text", ""))
                     claimed.events.add(record)
+                    if record.get("kind") == "resume":
+                        claimed.heartbeat.beat_now()
             case NoticeHeard():
                 self._heard(message)
             case Bye():

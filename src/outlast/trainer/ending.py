@@ -11,11 +11,21 @@ from outlast._say import say
 _MOST_CHARACTERS = 1000
 
 _ended_by: list[str] = []
+_tail_resumed: list[int] = []
+_TAIL_HINT = (
+    "epoch {} was resumed in its tail, so the loop over its batches ran no body, and names that only the body sets do not "
+    "exist. Set them before the loop, or keep them in run.vars"
+)
 
 
 def ended_by() -> str | None:
     """The exception that ended the script, on one line; None while none has."""
     return _ended_by[-1] if _ended_by else None
+
+
+def tail_resumed(epoch: int | None) -> None:
+    """Epoch `epoch` is entered with no batches left; None: its tail is over."""
+    _tail_resumed[:] = [] if epoch is None else [epoch]
 
 
 def watch_exceptions() -> None:
@@ -29,5 +39,7 @@ def _end(kind: type[BaseException], error: BaseException, trace: TracebackType |
         say(f"{kind.__name__}: {error}")
         raise SystemExit(error.exit_code)
     sys.__excepthook__(kind, error, trace)
+    if _tail_resumed and issubclass(kind, NameError):
+        say(_TAIL_HINT.format(_tail_resumed[0]))
     if issubclass(kind, KeyboardInterrupt):
         raise SystemExit(EXIT_INTERRUPTED)

@@ -105,10 +105,13 @@ def _restore(
     assert offer.checkpoint is not None
     promise = Promise()
     tree = offer.tree
-    for note in restore_states(states, tree["states"], tensors):
-        if note.startswith(FLAG):
-            say(f"set back as saved: {note.removeprefix(FLAG)}")
-        else:
+    notes = restore_states(states, tree["states"], tensors)
+    flags = [note.removeprefix(FLAG) for note in notes if note.startswith(FLAG)]
+    if flags:
+        more = f", and {len(flags) - 1} more flags" if len(flags) > 1 else ""
+        say(f"set back as saved: {flags[0]}{more}")
+    for note in notes:
+        if not note.startswith(FLAG):
             promise.weaken(Guarantee.APPROXIMATE, note)
     watch.restore(tree["grads"], tensors)
     saved = {

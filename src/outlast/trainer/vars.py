@@ -17,6 +17,7 @@ class Vars:
     def __init__(self) -> None:
         object.__setattr__(self, "_values", {})
         object.__setattr__(self, "_restored", frozenset())
+        object.__setattr__(self, "_kept", [])
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -27,8 +28,7 @@ class Vars:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._restored:
-            if value != self._values[name]:
-                say(f"run.vars.{name} is {self._values[name]!r}, as saved; the initial {value!r} is not used")
+            self._kept.append(name)
             return
         self._values[name] = value
 
@@ -53,4 +53,11 @@ def restore_vars(variables: Vars, values: dict[str, Any]) -> None:
 
 def release_vars(variables: Vars) -> None:
     """The loop begins: every assignment counts from now on."""
+    kept: list[str] = variables._kept  # noqa: SLF001 - as above
+    if kept:
+        say(
+            "as saved, not as set at the start: "
+            + ", ".join(f"run.vars.{name}" for name in dict.fromkeys(kept))
+        )
+        kept.clear()
     object.__setattr__(variables, "_restored", frozenset())
