@@ -456,9 +456,8 @@ class Run:
         self._keeper.save_asked(self.step)
 
     def _at_exit(self) -> None:
-        if (
-            self._keeper.is_asked and ended_by() is None
-        ):  # the loop was left, and this process saw no sign of it
+        # A loop that was left without a sign of it, as where a progress bar keeps its iterator.
+        if self._keeper.is_asked and ended_by() is None:
             try:
                 self._save_what_was_asked()
             except (OutlastError, SystemExit) as error:
