@@ -16,7 +16,7 @@ import signal
 import sys
 
 import torch
-import torch._dynamo  # the first optimizer imports it: as long again as torch
+import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes as long again as torch
 
 import outlast
 

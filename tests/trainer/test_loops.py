@@ -103,6 +103,7 @@ def test_what_was_saved_in_vars_wins_over_the_scripts_first_assignment(lab: Lab)
     lowest = min(float(r["loss"]) for r in lab.of("step") if r["i"] == 5 and r["epoch"] < 2)
     assert begun[0] == (0, 100.0)
     assert begun[-1] == (2, lowest)
+    assert "as saved, not as set at the start: run.vars.best" in second.text
     assert "the initial 100.0 is not used" in second.text
 
 
