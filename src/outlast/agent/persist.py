@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -155,6 +156,12 @@ class Persister:
                 self.last_error = str(error)
                 self._say(f"step {task.snapshot.step} was not saved: {error}")
                 return None, str(error)
+            except (
+                Exception
+            ) as error:  # a fault of ours: this thread must live on, and the trainer must hear of it
+                traceback.print_exc()
+                self.last_error = f"{type(error).__name__}: {error}"
+                return None, self.last_error
             else:
                 self.failing_since_s = self.last_error = None
                 return name, None

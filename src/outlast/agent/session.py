@@ -10,41 +10,30 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from outlast._errors import (
-    NothingToResume,
-    NoWholeCheckpoint,
-    ObjectDamaged,
-    ObjectMissing,
-    OutlastError,
-    StoreUnavailable,
-)
-from outlast._process import process_id
-from outlast._types import FORMAT_VERSION, Json, Reason
+from outlast._errors import OutlastError
+from outlast._types import Json, Reason
 from outlast.agent.alive import Heartbeat
-from outlast.agent.claim import Claimant, Waits, claim, utc_now, wait_until_gone
+from outlast.agent.claim import Waits, utc_now
 from outlast.agent.control import ControlPage, Phase, Stop, Word
+from outlast.agent.opening import Opening
 from outlast.agent.persist import Persister, Task
 from outlast.agent.place import open_place
 from outlast.agent.protocol import (
     PROTOCOL,
-    Accept,
     ArenaMessage,
     Bye,
     Ending,
     Events,
     Hello,
     NoticeHeard,
-    Offer,
     Refuse,
     Saved,
     Snapshot,
     Welcome,
 )
 from outlast.agent.wire import Closed, Wire
-from outlast.checkpoint import catalog
 from outlast.checkpoint.events import EventLog
-from outlast.checkpoint.manifest import AttemptRecord, CheckpointId
-from outlast.checkpoint.reader import read_wants
+from outlast.checkpoint.manifest import AttemptRecord
 from outlast.notice.base import Kind
 from outlast.policy.alarm import Sight
 from outlast.snapshot.arena import Arena
@@ -52,10 +41,6 @@ from outlast.store.base import Store
 
 DRAIN_S = 600.0
 """How long an agent whose trainer is gone keeps trying to make durable what is complete."""
-
-
-_MOST_CLAIMS = 100
-"""Claims lost in a row before something else must be wrong."""
 
 
 @dataclass(frozen=True)
@@ -227,149 +212,8 @@ class Session:
         except ProcessLookupError as error:
             raise Closed(str(error)) from error
         store = open_place(hello)
-        if hello.rejoin is not None:
-            record = AttemptRecord(
-                format=FORMAT_VERSION,
-                run_id=hello.rejoin.run_id,
-                attempt=hello.rejoin.attempt,
-                nonce=hello.rejoin.nonce,
-                claimed_utc=utc_now(),
-                world_size=hello.world_size,
-                global_batch=hello.global_batch,
-                launch_id=hello.launch_id,
-                job_id=hello.job_id,
-                agent=process_id(os.getpid()),
-                trainer=hello.trainer,
-                settings=hello.settings,
-                resumed_from=None,
-            )
-        else:
-            record = self._offer(hello, store)
-        self._start(hello, store, record)
-
-    def _offer(self, hello: Hello, store: Store) -> AttemptRecord:
-        """Offer what is there until the attempt is claimed: where another start came first, it has to be looked at again."""
-        run = catalog.read_run(store)
-        for _ in range(_MOST_CLAIMS):
-            newest, candidates = self._candidates(hello, store, run.run_id if run else None)
-            run = run or catalog.create_run(store, run_id=new_run_id(), created_utc=utc_now())
-            record = self._offer_each(hello, store, run.run_id, newest, candidates)
-            if record is not None:
-                return record
-        msg = f"{store.url}: {_MOST_CLAIMS} attempts were claimed by others in a row; look for a loop that starts jobs"
-        raise StoreUnavailable(msg)
-
-    def _offer_each(
-        self, hello: Hello, store: Store, run_id: str, newest: int, candidates: list[CheckpointId]
-    ) -> AttemptRecord | None:
-        """Offer checkpoints, newest first, until one is whole and fits; None if the claim is lost to another start."""
-        faults: list[str] = []
-        record: AttemptRecord | None = None
-        for checkpoint in candidates:
-            try:
-                loaded = catalog.load(store, checkpoint)
-                records = catalog.tensors(loaded)
-            except (ObjectMissing, ObjectDamaged) as error:
-                faults.append(f"{checkpoint.name}: {error}")
-                continue
-            manifest = loaded.manifests[0]
-            self._wire.send(
-                Offer(
-                    url=store.url,
-                    run_id=run_id,
-                    checkpoint=checkpoint.name,
-                    step=checkpoint.step,
-                    finished=loaded.commit.finished,
-                    tree=manifest.tree,
-                    position=manifest.position,
-                    settings=manifest.settings,
-                    tensors=tuple(records),
-                    notes=tuple(faults),
-                )
-            )
-            accept, arena = self._accept()
-            try:
-                record = record or self._claim(hello, store, run_id, newest, checkpoint)
-                if record is None:
-                    return None
-                read_wants(store, records, accept.wants, arena.view if arena else memoryview(b""))
-            except (ObjectMissing, ObjectDamaged) as error:
-                faults.append(f"{checkpoint.name}: {error}")
-            else:
-                return record
-            finally:
-                if arena is not None:
-                    arena.close()
-        if candidates:
-            lines = "\n".join(f"  {fault}" for fault in faults)
-            msg = (
-                f"{store.url} holds {len(candidates)} checkpoints and none is whole; nothing was deleted:\n{lines}\n"
-                "Put the missing objects back, or start afresh under another name."
-            )
-            raise NoWholeCheckpoint(msg)
-        self._wire.send(
-            Offer(
-                url=store.url,
-                run_id=run_id,
-                checkpoint=None,
-                step=0,
-                finished=False,
-                tree=None,
-                position=None,
-                settings={},
-                tensors=(),
-                notes=(),
-            )
-        )
-        self._accept()
-        return self._claim(hello, store, run_id, newest, None)
-
-    def _candidates(self, hello: Hello, store: Store, run_id: str | None) -> tuple[int, list[CheckpointId]]:
-        """The newest attempt's number, once it is gone, and what can be resumed, newest first."""
-        newest, found = 0, list[CheckpointId]()
-        if run_id is not None:
-            newest = wait_until_gone(store, self._claimant(hello, run_id), say=self._say, waits=self._waits)
-            adopted = catalog.adopt(store, run_id)
-            for checkpoint in adopted.committed:
-                self._say(f"{checkpoint.name} was whole and had no commit: committed now")
-            for fault in adopted.faults:
-                self._say(f"without a commit, and not whole: {fault}")
-            found = catalog.committed(store)
-        if hello.resume == "must" and not found:
-            msg = f'resume="must", and {store.url} holds no checkpoint; start with resume="auto", or correct the place'
-            raise NothingToResume(msg)
-        return newest, found
-
-    def _accept(self) -> tuple[Accept, Arena | None]:
-        accept, fds = self._wire.receive()
-        if not isinstance(accept, Accept):
-            msg = f"expected Accept, got {type(accept).__name__}"
-            raise Closed(msg)
-        return accept, Arena(fds[0]) if fds else None
-
-    def _claimant(self, hello: Hello, run_id: str) -> Claimant:
-        return Claimant(
-            run_id=run_id,
-            trainer=hello.trainer,
-            agent=process_id(os.getpid()),
-            launch_id=hello.launch_id,
-            job_id=hello.job_id,
-            world_size=hello.world_size,
-            global_batch=hello.global_batch,
-            settings=hello.settings,
-            take_over=hello.take_over,
-        )
-
-    def _claim(
-        self, hello: Hello, store: Store, run_id: str, newest: int, checkpoint: CheckpointId | None
-    ) -> AttemptRecord | None:
-        return claim(
-            store,
-            self._claimant(hello, run_id),
-            after=newest,
-            resumed_from=checkpoint.name if checkpoint else None,
-            waits=self._waits,
-        )
+        opening = Opening(self._wire, hello, store, say=self._say, waits=self._waits)
+        self._start(hello, store, opening.rejoined(hello.rejoin) if hello.rejoin else opening.attempt())
 
     def _start(self, hello: Hello, store: Store, record: AttemptRecord) -> None:
         page = ControlPage.create()
@@ -487,8 +331,3 @@ class Session:
                 **fields,
             }
         )
-
-
-def new_run_id() -> str:
-    """A name for a run that no other run has: 16 random hex digits."""
-    return os.urandom(8).hex()

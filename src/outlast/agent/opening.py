@@ -1,0 +1,183 @@
+"""Open a run for a trainer: find what can be resumed, offer it, claim the attempt, fill the trainer's arena."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from outlast._errors import NothingToResume, NoWholeCheckpoint, ObjectDamaged, ObjectMissing, StoreUnavailable
+from outlast._process import process_id
+from outlast._types import FORMAT_VERSION
+from outlast.agent.claim import Claimant, Waits, claim, utc_now, wait_until_gone
+from outlast.agent.protocol import Accept, Hello, Offer, Rejoin
+from outlast.agent.wire import Closed, Wire
+from outlast.checkpoint import catalog
+from outlast.checkpoint.manifest import AttemptRecord, CheckpointId
+from outlast.checkpoint.reader import read_wants
+from outlast.snapshot.arena import Arena
+from outlast.store.base import Store
+
+_MOST_CLAIMS = 100
+"""Claims lost in a row before something else must be wrong."""
+
+
+class Opening:
+    """The handshake with one trainer, after its Hello."""
+
+    def __init__(
+        self, wire: Wire, hello: Hello, store: Store, *, say: Callable[[str], None], waits: Waits
+    ) -> None:
+        self._wire = wire
+        self._hello = hello
+        self._store = store
+        self._say = say
+        self._waits = waits
+
+    def rejoined(self, rejoin: Rejoin) -> AttemptRecord:
+        """The attempt of a trainer whose agent died: its own words, since its record may be out of reach just now."""
+        return AttemptRecord(
+            format=FORMAT_VERSION,
+            run_id=rejoin.run_id,
+            attempt=rejoin.attempt,
+            nonce=rejoin.nonce,
+            claimed_utc=utc_now(),
+            world_size=self._hello.world_size,
+            global_batch=self._hello.global_batch,
+            launch_id=self._hello.launch_id,
+            job_id=self._hello.job_id,
+            agent=process_id(os.getpid()),
+            trainer=self._hello.trainer,
+            settings=self._hello.settings,
+            resumed_from=None,
+        )
+
+    def attempt(self) -> AttemptRecord:
+        """Offer what is there until the attempt is claimed.
+
+        Where another start came first, what is there has to be looked at again.
+
+        Raises:
+            OutlastError: why it cannot be.
+        """
+        run = catalog.read_run(self._store)
+        for _ in range(_MOST_CLAIMS):
+            newest, candidates = self._candidates(run.run_id if run else None)
+            run = run or catalog.create_run(self._store, run_id=new_run_id(), created_utc=utc_now())
+            record = self._offer_each(run.run_id, newest, candidates)
+            if record is not None:
+                return record
+        msg = f"{self._store.url}: {_MOST_CLAIMS} attempts were claimed by others in a row; look for a loop that starts jobs"
+        raise StoreUnavailable(msg)
+
+    def _offer_each(self, run_id: str, newest: int, candidates: list[CheckpointId]) -> AttemptRecord | None:
+        """Offer checkpoints, newest first, until one is whole and fits; None if the claim is lost to another start."""
+        faults: list[str] = []
+        record: AttemptRecord | None = None
+        for checkpoint in candidates:
+            try:
+                loaded = catalog.load(self._store, checkpoint)
+                records = catalog.tensors(loaded)
+            except (ObjectMissing, ObjectDamaged) as error:
+                faults.append(f"{checkpoint.name}: {error}")
+                continue
+            manifest = loaded.manifests[0]
+            self._wire.send(
+                Offer(
+                    url=self._store.url,
+                    run_id=run_id,
+                    checkpoint=checkpoint.name,
+                    step=checkpoint.step,
+                    finished=loaded.commit.finished,
+                    tree=manifest.tree,
+                    position=manifest.position,
+                    settings=manifest.settings,
+                    tensors=tuple(records),
+                    notes=tuple(faults),
+                )
+            )
+            accept, arena = self._accept()
+            try:
+                record = record or self._claim(run_id, newest, checkpoint)
+                if record is None:
+                    return None
+                read_wants(self._store, records, accept.wants, arena.view if arena else memoryview(b""))
+            except (ObjectMissing, ObjectDamaged) as error:
+                faults.append(f"{checkpoint.name}: {error}")
+            else:
+                return record
+            finally:
+                if arena is not None:
+                    arena.close()
+        if candidates:
+            lines = "\n".join(f"  {fault}" for fault in faults)
+            msg = (
+                f"{self._store.url} holds {len(candidates)} checkpoints and none is whole; nothing was deleted:\n{lines}\n"
+                "Put the missing objects back, or start afresh under another name."
+            )
+            raise NoWholeCheckpoint(msg)
+        self._wire.send(
+            Offer(
+                url=self._store.url,
+                run_id=run_id,
+                checkpoint=None,
+                step=0,
+                finished=False,
+                tree=None,
+                position=None,
+                settings={},
+                tensors=(),
+                notes=(),
+            )
+        )
+        self._accept()
+        return self._claim(run_id, newest, None)
+
+    def _candidates(self, run_id: str | None) -> tuple[int, list[CheckpointId]]:
+        """The newest attempt's number, once it is gone, and what can be resumed, newest first."""
+        newest, found = 0, list[CheckpointId]()
+        if run_id is not None:
+            newest = wait_until_gone(self._store, self._claimant(run_id), say=self._say, waits=self._waits)
+            adopted = catalog.adopt(self._store, run_id)
+            for checkpoint in adopted.committed:
+                self._say(f"{checkpoint.name} was whole and had no commit: committed now")
+            for fault in adopted.faults:
+                self._say(f"without a commit, and not whole: {fault}")
+            found = catalog.committed(self._store)
+        if self._hello.resume == "must" and not found:
+            msg = f'resume="must", and {self._store.url} holds no checkpoint; start with resume="auto", or correct the place'
+            raise NothingToResume(msg)
+        return newest, found
+
+    def _accept(self) -> tuple[Accept, Arena | None]:
+        accept, fds = self._wire.receive()
+        if not isinstance(accept, Accept):
+            msg = f"expected Accept, got {type(accept).__name__}"
+            raise Closed(msg)
+        return accept, Arena(fds[0]) if fds else None
+
+    def _claimant(self, run_id: str) -> Claimant:
+        return Claimant(
+            run_id=run_id,
+            trainer=self._hello.trainer,
+            agent=process_id(os.getpid()),
+            launch_id=self._hello.launch_id,
+            job_id=self._hello.job_id,
+            world_size=self._hello.world_size,
+            global_batch=self._hello.global_batch,
+            settings=self._hello.settings,
+            take_over=self._hello.take_over,
+        )
+
+    def _claim(self, run_id: str, newest: int, checkpoint: CheckpointId | None) -> AttemptRecord | None:
+        return claim(
+            self._store,
+            self._claimant(run_id),
+            after=newest,
+            resumed_from=checkpoint.name if checkpoint else None,
+            waits=self._waits,
+        )
+
+
+def new_run_id() -> str:
+    """A name for a run that no other run has: 16 random hex digits."""
+    return os.urandom(8).hex()
