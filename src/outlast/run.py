@@ -24,14 +24,15 @@ from outlast.data.source import Source, take_over
 from outlast.notice.signals import grace_s
 from outlast.state.capture import capture_states, check_states
 from outlast.state.rng import capture_rng, restore_rng
-from outlast.state.settings import describe, differences
+from outlast.state.settings import describe
 from outlast.state.steps import StepWatch
 from outlast.state.table import TensorTable
 from outlast.state.tree import encode
 from outlast.trainer.batches import Batches
 from outlast.trainer.ending import ended_by, tail_resumed, watch_exceptions
 from outlast.trainer.keeper import Keeper
-from outlast.trainer.resume import Resumed, open_run
+from outlast.trainer.metrics import as_number
+from outlast.trainer.resume import Resumed, compare_data, open_run
 from outlast.trainer.saver import Whole
 from outlast.trainer.signals import Signals
 from outlast.trainer.vars import Vars, release_vars, restore_vars, values_of
@@ -102,7 +103,7 @@ class Run:
         )
         if _active:
             msg = (
-                "this process has an unfinished outlast.Run already; one run per process, or finish the first"
+                "this process has an unfinished outlast.Run already: one run per process, or finish the first"
             )
             raise ConfigError(msg)
         check_states(state)
@@ -128,7 +129,7 @@ class Run:
         self._tail_open = False
         self._last_epoch_read = -1
         self._source: Source | None = None
-        self._sources: dict[int, tuple[object, Source]] = {}
+        self._taken: tuple[object, Source] | None = None
         self._source_position: object = None
         self._data: Json = None
         self._said: set[str] = set()
@@ -181,9 +182,8 @@ class Run:
         """
         self._enter("epochs", done=self.epoch >= n)
         if self._resumed is not None and not self._resumed.announced:
-            restore_rng(
-                self._resumed.rng, self._resumed.rng_tensors
-            )  # for a body that reads a loader of its own
+            # For a body that reads a loader of its own.
+            restore_rng(self._resumed.rng, self._resumed.rng_tensors)
         with self._noting_a_break():
             while self.epoch < n:
                 yield self.epoch
@@ -241,7 +241,7 @@ class Run:
 
     def log(self, **metrics: float) -> None:
         """Record metrics of the present step; they are durable before the checkpoint of a later step is."""
-        values = {name: _as_number(name, value) for name, value in metrics.items()}
+        values = {name: as_number(name, value) for name, value in metrics.items()}
         self._keeper.record(kind="metrics", attempt=self.attempt, step=self.step, values=values)
 
     def should_stop(self) -> bool:
@@ -352,7 +352,7 @@ class Run:
             return
         restore_rng(resumed.rng, resumed.rng_tensors)
         if source is not None:
-            self._compare_data(resumed, source)
+            compare_data(resumed, source)
         if own_loop:
             resumed.promise.reasons.append(
                 "as far as this loop draws its data from run.step and the global generators alone"
@@ -374,23 +374,12 @@ class Run:
             why=text,
         )
 
-    def _compare_data(self, resumed: Resumed, source: Source) -> None:
-        was = resumed.settings.get("data") or {}
-        now = source.describe() if was else {}
-        for difference in differences(was, now):
-            what = f"{difference.name} of the data: {difference.old!r} -> {difference.new!r}"
-            say(f"changed since the last attempt: {what}")
-            resumed.promise.weaken(Guarantee.SAME_ORDER, what)
-        resumed.promise.weaken(*source.guarantee)
-
     def _take(self, loader: Any) -> Source:
-        known = self._sources.get(id(loader))
-        if known is not None:
-            return known[1]
-        source = take_over(loader, seed=self._seed)
-        self._say_notes(source)
-        self._sources[id(loader)] = (loader, source)  # keeps the loader, so that its id stays its own
-        return source
+        if self._taken is None or self._taken[0] is not loader:
+            source = take_over(loader, seed=self._seed)
+            self._say_notes(source)
+            self._taken = (loader, source)
+        return self._taken[1]
 
     def _say_notes(self, source: Source) -> None:
         for note in source.notes:
@@ -421,8 +410,7 @@ class Run:
         return Whole(tree, plain, settings)
 
     def _continue(self, resumed: Resumed) -> None:
-        position = resumed.position
-        self.resumed = True
+        position, self.resumed = resumed.position, True
         self.step = int(position["step"])
         self.epoch = int(position["epoch"])
         self._tail_open = bool(position["tail_open"])
@@ -463,15 +451,3 @@ class Run:
             except (OutlastError, SystemExit) as error:
                 say(f"the save that was asked for at step {self.step} is not durable: {error}")
         self._keeper.close(self.attempt, self.step)
-
-
-def _as_number(name: str, value: Any) -> float:
-    if isinstance(value, torch.Tensor):
-        value = value.item()
-    if isinstance(value, (bool, int, float)):
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        msg = f"run.log({name}={value!r}): expected a number"
-        raise ConfigError(msg) from None

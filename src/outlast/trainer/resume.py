@@ -11,6 +11,7 @@ from outlast._say import say
 from outlast._types import Guarantee, Json
 from outlast.agent.link import Link
 from outlast.agent.protocol import Offer
+from outlast.data.source import Source
 from outlast.snapshot.arena import Arena
 from outlast.snapshot.stager import views, wants
 from outlast.state.module import FLAG
@@ -93,6 +94,17 @@ def open_run(
                 return resumed, offer
             arena.close()
         offer = older
+
+
+def compare_data(resumed: Resumed, source: Source) -> None:
+    """Name what changed about the data since the save, and lower the promise to what their source can keep."""
+    was = resumed.settings.get("data") or {}
+    now = source.describe() if was else {}
+    for difference in differences(was, now):
+        what = f"{difference.name} of the data: {difference.old!r} -> {difference.new!r}"
+        say(f"changed since the last attempt: {what}")
+        resumed.promise.weaken(Guarantee.SAME_ORDER, what)
+    resumed.promise.weaken(*source.guarantee)
 
 
 def _restore(
