@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,7 +55,8 @@ def moment():
         case "term":
             os.kill(os.getpid(), signal.SIGTERM)
         case "group":
-            os.killpg(0, signal.SIGTERM)
+            # From another process: workers obey a SIGTERM that their own trainer sends.
+            subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], check=False)
         case "error":
             raise RuntimeError(f"planned at moment {moments} of process {os.getpid()}")
 
