@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,13 +31,14 @@ def test_only_named_skips_are_skips(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n gpu: x\n lab: x\n")
     (tmp_path / "test_some.py").write_text(TESTS)
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, "PYTHONPATH": str(CONFTEST.parent)}
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert "1 failed, 1 skipped, 1 xfailed, 1 error" in done.stdout, done.stdout
     assert "only tests marked gpu or lab may be skipped" in done.stdout
     (tmp_path / "test_some.py").unlink()
     (tmp_path / "test_file.py").write_text(
         "import pytest\npytest.importorskip('no_such_module')\ndef test_it(): pass\n"
     )
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode not in {0, 5}, done.stdout
     assert "1 error" in done.stdout

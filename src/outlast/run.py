@@ -299,8 +299,8 @@ class Run:
                 batch = next(iterator)
             except StopIteration:
                 break
-            except RuntimeError:
-                if self._keeper.should_stop():  # a SIGTERM to the whole group took the loader's workers first
+            except Exception:
+                if self._keeper.should_stop():  # a SIGTERM to the whole group took what feeds the loop first
                     self._keeper.leave(self.epoch, self.step)
                 raise
             yield batch

@@ -11,20 +11,45 @@ import pytest
 
 from launch import Lab, agent_of, alive, children, eventually, history, pids
 
+Belongings = set[tuple[str, str]]
+"""Memory files by inode, and sockets by abstract name: what tells a lab's from those of tests beside it."""
 
-def traces(lab: Lab) -> list[str]:
-    """Processes of the lab, and what any process of this machine still holds of their memory files and sockets."""
+
+def belongings(lab: Lab) -> Belongings:
+    """What the living processes of the lab hold of Outlast's memory files and sockets."""
+    found: Belongings = set()
+    for pid in lab.processes():
+        found |= {("memory", inode) for inode in memory_inodes(pid)}
+        environ = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+        found |= {("socket", f"@{name}") for name in re.findall(r"OUTLAST_AGENT=([^\0]+)", environ)}
+    return found
+
+
+def traces(lab: Lab, known: Belongings) -> list[str]:
+    """Processes of the lab, and what any process of this machine still holds of what is known to be the lab's."""
     found = [f"process {pid}" for pid in lab.processes()]
     for pid in pids():
         try:
-            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            held = memory_inodes(pid)
         except OSError:
             continue  # it has just ended
-        held = [link for link in links if "memfd:outlast" in link]
-        found += [f"{pid}: {link}" for link in held + re.findall(r"memfd:outlast\S*", maps)]
-    found += re.findall(r"@outlast-\S+", Path("/proc/net/unix").read_text())
-    return found
+        found += [f"{pid}: memory file {inode}" for inode in held if ("memory", inode) in known]
+    sockets = re.findall(r"@outlast-\S+", Path("/proc/net/unix").read_text())
+    return found + [name for name in sockets if ("socket", name) in known]
+
+
+def memory_inodes(pid: int) -> set[str]:
+    """Inodes of Outlast's memory files that a process has open or mapped."""
+    inodes = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        link = f"/proc/{pid}/fd/{fd}"
+        try:
+            if "memfd:outlast" in os.readlink(link):
+                inodes.add(str(os.stat(link).st_ino))
+        except FileNotFoundError:
+            continue  # it was closed meanwhile
+    maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    return inodes | set(re.findall(r"(\d+) +/memfd:outlast", maps))
 
 
 def memory_files(pid: int) -> list[str]:
@@ -101,12 +126,13 @@ def test_nothing_is_left_when_trainer_and_agent_are_killed_together(lab: Lab, wo
     trainer = lab.at("step:5")
     saved = lab.committed(2)["step"]
     agent = agent_of(trainer)
-    assert any("memfd:outlast" in trace for trace in traces(lab))
+    known = belongings(lab)
+    assert any(kind == "memory" for kind, _ in known)
     os.kill(agent, signal.SIGSTOP)  # so that neither sees the other go
     os.kill(trainer, signal.SIGKILL)
     os.kill(agent, signal.SIGKILL)
     assert started.wait() == -signal.SIGKILL
-    eventually("nothing is left", lambda: not traces(lab), lambda: str(traces(lab)))
+    eventually("nothing is left", lambda: not traces(lab, known), lambda: str(traces(lab, known)))
     lab.open("step:5")
     assert lab.script(T_WORKERS=workers).wait() == 0, lab.said()
     assert len(history(lab.records)) == 18
@@ -117,12 +143,14 @@ def test_a_supervisor_and_its_trainer_killed_together_leave_nothing(lab: Lab) ->
     """Nor does the socket by which they found each other: it has no place in a filesystem."""
     started = lab.supervised(T_GATES="step:5", T_WORKERS="2")
     trainer = lab.at("step:5")
-    assert any("@outlast-" in trace for trace in traces(lab))
+    known = belongings(lab)
+    assert {kind for kind, _ in known} == {"memory", "socket"}
+    assert any(trace.startswith("@outlast-") for trace in traces(lab, known))
     started.kill(signal.SIGSTOP)
     os.kill(trainer, signal.SIGKILL)
     started.kill()
     assert started.wait() == -signal.SIGKILL
-    eventually("nothing is left", lambda: not traces(lab), lambda: str(traces(lab)))
+    eventually("nothing is left", lambda: not traces(lab, known), lambda: str(traces(lab, known)))
 
 
 def test_a_snapshot_that_was_complete_when_the_trainer_was_killed_becomes_durable(lab: Lab) -> None:
