@@ -130,15 +130,15 @@ def test_sigterm_goes_to_the_whole_process_group(lab):
 def test_the_launcher_swallowed_sigterm_or_escalated(lab):
     """the launcher swallowed SIGTERM, or escalated to SIGKILL 30 s later while a save ran (pytorch 119856, ai2cm/ace 1398:
     18 of 18)"""
-    script = Path(__file__).with_name("slow_leaver.py")
+    script = Path(__file__).with_name("leaver.py")
     url = (lab.folder / "store" / "run").as_uri()
-    launcher = lab.supervised(command=[sys.executable, str(script), url], OUTLAST_GRACE_S=0.2)
+    launcher = lab.supervised(command=[sys.executable, str(script), url, "late"], OUTLAST_GRACE_S=0.2)
     launcher.says("training")
     launcher.kill(signal.SIGTERM)
     assert launcher.wait() == os.EX_TEMPFAIL, lab.said()
     (commit,) = lab.commits()
     assert (commit["step"], commit["reason"]) == (7, "emergency")
-    assert read_tensors(commit["folder"]) == {"x": b"late"}
+    assert read_tensors(commit["folder"]) == {"x": b"on leaving"}
 
 
 @pytest.mark.parametrize("by", ["signal", "file"])

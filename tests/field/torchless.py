@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import subprocess
 from pathlib import Path
@@ -46,7 +45,7 @@ class Trainer:
                 url=url,
                 resume="auto",
                 take_over=False,
-                launch_id=secrets.token_hex(8),
+                launch_id=_process.launch_id(os.environ),
                 job_id=None,
                 interval_s=300.0,
                 interval_steps=None,

@@ -1,6 +1,8 @@
-"""A script under `outlast run` whose emergency save ends after the deadline: nobody may kill it meanwhile.
+"""A script under `outlast run` that leaves on a notice, and ends at once when it is started again.
 
-python slow_leaver.py URL
+    python leaver.py URL now | late
+
+`late`: its emergency save ends after the deadline, and nobody may kill it meanwhile.
 """
 
 from __future__ import annotations
@@ -18,21 +20,26 @@ from outlast._types import Reason
 from outlast.agent.control import Phase, Stop, Word
 
 AFTER_S = 0.5
-"""So long after the deadline it begins to save."""
+"""So long after the deadline it begins to save, if it is late."""
+STEP = 7
 
 
-def main(url: str) -> None:
+def main(url: str, when: str) -> None:
     trainer = Trainer(url)
     trainer.join()
+    if trainer.offered == STEP:
+        print("resumed", flush=True)
+        trainer.close("finished")
+        return
     page = trainer.link.page
     assert page is not None
     page[Word.PHASE] = Phase.TRAINING
     print("training", flush=True)
     while page[Word.STOP] != Stop.LEAVE:
         time.sleep(0.01)
-    deadline_s = page[Word.DEADLINE_NS] / 1e9
-    time.sleep(max(deadline_s - time.monotonic(), 0) + AFTER_S)
-    number = trainer.save(7, b"late", reason=Reason.EMERGENCY)
+    if when == "late":
+        time.sleep(max(page[Word.DEADLINE_NS] / 1e9 - time.monotonic(), 0) + AFTER_S)
+    number = trainer.save(STEP, b"on leaving", reason=Reason.EMERGENCY)
     saved = trainer.link.wait_saved(number, lambda: None, "it is saved")
     assert saved is not None
     assert saved.checkpoint is not None
@@ -41,4 +48,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])
