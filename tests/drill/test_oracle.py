@@ -15,7 +15,7 @@ INTERVAL = 4
 
 def steps(pid, first, last, at=0.0):
     return [
-        Line(pid=pid, time=at + n / 10, step=n, epoch=(n - 1) // 8, samples=(n,), lr="0x1p-3")
+        Line(pid=pid, time=at + n, step=n, epoch=(n - 1) // 8, samples=(n,), lr="0x1p-3")
         for n in range(first, last + 1)
     ]
 
@@ -29,38 +29,63 @@ def tail(pid, epoch, at, tails):
 
 
 def undisturbed():
-    lines = [*steps(1, 1, 8), *tail(1, 0, 0.85, 1), *steps(1, 9, 16), *tail(1, 1, 1.65, 2)]
+    lines = [*steps(1, 1, 8), *tail(1, 0, 8.5, 1), *steps(1, 9, 16), *tail(1, 1, 16.5, 2)]
     return Course(lines, [], {}, 0, [])
 
 
-def disturbed(*, resumed_at=5, kind=Kind.KILL_BOTH, late=()):
+def disturbed(*, resumed_at=5, kind=Kind.KILL_BOTH, late=(), saved=()):
     before = steps(2, 1, 7)
-    after = [*steps(3, resumed_at, 8, 5.0), *tail(3, 0, 5.85, 1), *steps(3, 9, 16, 5.0), *tail(3, 1, 6.65, 2)]
-    happened = Happened(Planned(kind, 7, 0.0), 7, 0.75, len(before), 4.0)
+    after = [*steps(3, resumed_at, 8, 50), *tail(3, 0, 58.5, 1), *steps(3, 9, 16, 50), *tail(3, 1, 66.5, 2)]
+    happened = Happened(Planned(kind, 7, 0.0), 7, 7.5, len(before), 40.0, saved=[*saved])
     return Course([*before, *(late or after)], [happened], {}, 0, [])
 
 
-def judged(course, final=None):
-    saved = [Saved(1, 4, 0, "aaaa", 0.45)]
-    evidence = Evidence(saved, {1: 2, 2: 3}, {2: "bit-exact"}, final or {"model.w": "1"}, INTERVAL)
+FIRST, LAST = Saved(1, 4, 0, "aaaa", 4.5), Saved(2, 16, 0, "bbbb", 66.2)
+
+
+def judged(course, final=None, commits=(FIRST, LAST)):
+    evidence = Evidence(commits, {1: 2, 2: 3}, {2: "bit-exact"}, final or {"model.w": "1"}, INTERVAL)
     return judge(undisturbed(), {"model.w": "1"}, course, evidence)
 
 
 def test_an_honest_course_passes():
     """Killed after step 7, resumed behind the save of step 4: three steps lost, every claim holds."""
-    report = judged(disturbed())
+    report = judged(disturbed(saved=[FIRST]))
     assert report.passed, report.failures
     item = report.interruptions[0]
     assert (item.steps_lost, item.steps_lost_bound, item.guarantee) == (3, INTERVAL, "bit-exact")
-    assert item.relaunch_to_step_s == pytest.approx(1.5)
+    assert item.relaunch_to_step_s == pytest.approx(15)
 
 
 def test_more_steps_lost_than_a_save_interval_is_a_failure():
-    """Started from zero although a save was due after step 4: seven steps lost, and only four and one allowed."""
+    """Started from zero although a save was due after step 4: seven steps lost, and and four and those of two seconds allowed."""
     report = judged(disturbed(resumed_at=1))
     assert report.interruptions[0].steps_lost_bound == INTERVAL + 2
     assert [item.steps_lost for item in report.interruptions] == [7]
     assert any("7 steps were lost" in text for text in report.failures)
+
+
+def test_a_checkpoint_that_was_on_the_store_is_not_given_up():
+    """However wide the bound: behind the commit of step 4 that stood before the kill, nothing may be resumed."""
+    report = judged(disturbed(resumed_at=4, saved=[FIRST]))
+    assert [item.steps_lost for item in report.interruptions] == [4]
+    assert any("resumed behind step 3, though a checkpoint of step 4" in text for text in report.failures)
+    assert not any("steps were lost" in text for text in report.failures)
+
+
+def test_a_run_that_ends_well_has_its_last_step_on_the_store():
+    """Exit 0 and no commit of step 16 is a failure, but for a trainer whose agent was killed: it goes on alone."""
+    report = judged(disturbed(saved=[FIRST]), commits=(FIRST,))
+    assert report.failures == (
+        "it ended with 0 at step 16, and the newest checkpoint on the store is of step 4",
+    )
+    assert judged(disturbed(kind=Kind.KILL_AGENT, saved=[FIRST]), commits=(FIRST,)).passed
+
+
+def test_what_came_too_late_is_a_note():
+    """A drill does not fail because its own kill came late: what was planned and not done is said."""
+    report = judged(replace(disturbed(), notes=["sigterm came too late"]))
+    assert report.passed and report.notes == ("sigterm came too late",)
 
 
 def test_a_notice_allows_one_step():
@@ -84,7 +109,7 @@ def test_other_samples_are_counted_as_repeated_and_skipped():
 def test_a_tail_runs_exactly_once(tails, says):
     """An epoch's tail that is missing, or that the model itself counted twice, is named."""
     course = disturbed()
-    middle = [] if tails is None else tail(3, 0, 5.85, tails)
+    middle = [] if tails is None else tail(3, 0, 58.5, tails)
     lines = [line for line in course.lines if line.tail is None or line.epoch != 0]
     at = next(index for index, line in enumerate(lines) if line.step == 9)
     report = judged(replace(course, lines=[*lines[:at], *middle, *lines[at:]]))
@@ -93,7 +118,7 @@ def test_a_tail_runs_exactly_once(tails, says):
 
 def test_a_counter_that_jumps_is_named():
     """A process that starts further than what was ever trained before it skipped something."""
-    report = judged(disturbed(late=steps(3, 9, 16, 5.0)))
+    report = judged(disturbed(late=steps(3, 9, 16, 50)))
     assert any("started at step 9" in text for text in report.failures)
 
 

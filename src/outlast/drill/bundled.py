@@ -26,8 +26,8 @@ _IN_REPOSITORY = Path(__file__).parents[3] / "examples" / "gpt.py"
 
 _SOCKET_FOLDER_CHARS = 60
 """Workers bind sockets in $TMPDIR, below two random names; a socket's path has at most 107 characters (unix(7))."""
-_THREADS = 2
-"""Per process: the example is small, and bits depend on the number of threads."""
+_THREADS = "1"
+"""Per process of the example: two that wait for each other make a step seven times as long on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +119,10 @@ def _train(
     folder.mkdir(parents=True)
     store, record = folder / "store", folder / "record.jsonl"
     script = [sys.executable, str(example()), "--record", str(record), "--final", str(folder / "final.json")]
+    env = drill_env(interval_steps=options.interval_steps, grace_s=options.grace_s, folder=folder)
     machine = Machine(
         outlast_run(store, [*script, *options.arguments]),
-        env={**_env(options, folder), **options.env},
+        env={"OMP_NUM_THREADS": _THREADS, **env, **options.env},
         token=folder.parent.name + folder.name,
         log=folder / "output.txt",
     )
@@ -131,14 +132,9 @@ def _train(
         store=store,
         grace_s=options.grace_s,
         stall_s=options.stall_s,
-        must_cut=True,
         show=show,
     )
     return director.conduct(plan)
-
-
-def _env(options: Options, folder: Path) -> dict[str, str]:
-    return drill_env(interval_steps=options.interval_steps, grace_s=options.grace_s, folder=folder)
 
 
 def outlast_run(store: Path, command: Sequence[str]) -> list[str]:
@@ -161,7 +157,6 @@ def outlast_run(store: Path, command: Sequence[str]) -> list[str]:
 def drill_env(*, interval_steps: int, grace_s: float, folder: Path) -> dict[str, str]:
     """Return the environment of every process of a drill: the caller's, without what names its own runs."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("OUTLAST_")}
-    env.setdefault("OMP_NUM_THREADS", str(_THREADS))
     env["CUBLAS_WORKSPACE_CONFIG"] = env.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     env["PYTHONUNBUFFERED"] = "1"
     if len(str(folder)) <= _SOCKET_FOLDER_CHARS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from outlast._errors import EXIT_PREEMPTED
@@ -15,10 +15,10 @@ from outlast.drill.records import Follower, Line
 from outlast.drill.schedule import IN_TAIL, Kind, Planned
 
 _POLL_S = 0.003
-_LEFT_S = 15.0
+_LEFT_S = 30.0
 """Time for processes to go once the run has ended: torch's workers look for their parent every 5 s."""
 _TRIES = 3
-"""A save or a tail that was faster than the kill is answered by trying the next one."""
+"""A save, a resume or a tail that was faster than the kill is answered by trying the next one."""
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Happened:
     """One interruption as it was carried out."""
 
     planned: Planned
+    """Its kind is what was really done: a kill that came too late for its moment is a plain one."""
     at_step: int
     at: float
     """Seconds since the epoch, when the first signal was sent."""
@@ -49,10 +50,16 @@ class Course:
     """Pid of each trainer that recorded something -> when it was started."""
     exit_code: int | None
     failures: list[str]
+    notes: list[str] = field(default_factory=list)
+    """What was planned and came too late."""
 
 
 class Stalled(Exception):
     """The run made no progress, or ended before its time."""
+
+
+class Ended(Exception):
+    """The run has come to its end, and well, before an interruption could be carried out."""
 
 
 class Director:
@@ -64,7 +71,6 @@ class Director:
         store: the root of the run's local store.
         grace_s: seconds between SIGTERM and the end of the machine.
         stall_s: without a new line for so long, the run is given up.
-        must_cut: whether it is a failure if every save was faster than the kill that should have cut it.
         show: is told of each interruption and of progress (text or None, counter).
     """
 
@@ -76,7 +82,6 @@ class Director:
         store: Path,
         grace_s: float,
         stall_s: float,
-        must_cut: bool,
         show: Callable[[str | None, int], None],
     ) -> None:
         self.machine = machine
@@ -84,23 +89,20 @@ class Director:
         self.store = store
         self.grace_s = grace_s
         self.stall_s = stall_s
-        self.must_cut = must_cut
         self.show = show
         self.births: dict[int, float] = {}
+        self.happened: list[Happened] = []
+        self.notes: list[str] = []
 
     def conduct(self, plan: list[Planned]) -> Course:
         """Run to the end, interrupted by `plan`; always leaves no process behind."""
-        happened: list[Happened] = []
         failures: list[str] = []
         exit_code = None
         self.store.mkdir(parents=True, exist_ok=True)
         try:
             self.machine.start()
-            for planned in plan:
-                self._reach(planned)
-                self.show(f"{planned.kind} at step {self.follower.step}", self.follower.step)
-                happened.append(self._interrupt(planned))
-            exit_code = self._until_end(last_agent_killed=bool(plan) and plan[-1].kind is Kind.KILL_AGENT)
+            self._carry_out(plan)
+            exit_code = self._until_end()
         except Stalled as error:
             failures.append(str(error))
         finally:
@@ -108,7 +110,17 @@ class Director:
             failures += [f"left behind: {item}" for item in left]
             self.machine.sweep()
         self._look()
-        return Course(self.follower.lines, happened, self.births, exit_code, failures)
+        if plan and not self.happened and not failures:
+            failures.append("the run ended before it could be interrupted: let it take more steps")
+        return Course(self.follower.lines, self.happened, self.births, exit_code, failures, self.notes)
+
+    def _carry_out(self, plan: list[Planned]) -> None:
+        for planned in plan:
+            try:
+                self._interrupt(planned)
+            except Ended:
+                self.notes.append(f"{planned.kind} was not carried out in full: the run had ended before")
+                return
 
     def _look(self) -> list[Line]:
         new = self.follower.poll()
@@ -121,117 +133,130 @@ class Director:
         return new
 
     def _wait_line(self, wanted: Callable[[Line], bool], what: str) -> Line:
-        """Return the first new line that is wanted; `Stalled` if the run ends or stands still first."""
+        """Return the first new line that is wanted; `Ended` or `Stalled` if the run ends or stands still first."""
         last = time.monotonic()
         while True:
+            over = self.machine.supervisor is None and not self.machine.processes()
             for line in self._look():
                 last = time.monotonic()
                 if wanted(line):
                     return line
-            if self.machine.supervisor is None and not self.machine.processes():
-                msg = f"the run ended with {self.machine.exit_code} before {what}; its output is in {self.machine.log}"
-                raise Stalled(msg)
+            if over:
+                self._still_runs(what)
             if time.monotonic() - last > self.stall_s:
                 msg = f"nothing was recorded for {self.stall_s:.0f} s before {what}; its output is in {self.machine.log}"
                 raise Stalled(msg)
             time.sleep(_POLL_S)
 
+    def _still_runs(self, what: str) -> None:
+        if self.machine.supervisor is not None:
+            return
+        if self.machine.exit_code == 0:
+            raise Ended
+        msg = (
+            f"the run ended with {self.machine.exit_code} before {what}; its output is in {self.machine.log}"
+        )
+        raise Stalled(msg)
+
     def _reach(self, planned: Planned) -> None:
-        if planned.kind in IN_TAIL:
-            while True:
-                self._wait_line(
-                    lambda line: line.tail == "begin" and line.step >= planned.at_step,
-                    f"the tail after step {planned.at_step} for {planned.kind}",
-                )
-                time.sleep(planned.delay_s)
-                self._look()
-                if self.follower.lines[-1].tail == "begin":
-                    return  # else the tail was shorter than the delay: the next one
-        elif self.follower.step < planned.at_step or not self._trains():
+        if self.follower.step < planned.at_step or not self._trains():
             self._wait_line(
                 lambda line: line.tail is None and line.step >= planned.at_step,
                 f"step {planned.at_step} for {planned.kind}",
             )
 
+    def _hold_in_tail(self, planned: Planned) -> int | None:
+        """Return the trainer, stopped within the tail of its epoch; None, and it goes on, if every tail was faster."""
+        for tried in range(_TRIES):
+            line = self._wait_line(
+                lambda line: line.tail == "begin" and line.step >= planned.at_step,
+                f"the tail after step {planned.at_step} for {planned.kind}",
+            )
+            time.sleep(0.0 if tried else planned.delay_s)
+            self.machine.stop(line.pid)
+            self._look()
+            if self.follower.lines[-1] == line:
+                return line.pid
+            self.machine.let_go(line.pid)
+        self.notes.append(
+            f"{planned.kind}: {_TRIES} tails had ended before the signal: it was sent outside of one"
+        )
+        return None
+
     def _trains(self) -> bool:
         """Whether the last line is of a process that still lives."""
         lines = self.follower.lines
-        return bool(lines) and lines[-1].pid in self.machine.processes()
+        return bool(lines) and self.machine.lives(lines[-1].pid)
 
     def _trainer(self) -> int | None:
         return self.follower.lines[-1].pid if self._trains() else self.machine.trainer()
 
-    def _interrupt(self, planned: Planned) -> Happened:
+    def _interrupt(self, planned: Planned) -> None:
+        held = self._hold_in_tail(planned) if planned.kind in IN_TAIL else None
+        if planned.kind not in IN_TAIL:
+            self._reach(planned)
+        self.show(f"{planned.kind} at step {self.follower.step}", self.follower.step)
         match planned.kind:
             case Kind.KILL_TRAINER:
-                return self._kill(planned, self._trainer())
+                self._kill(planned, self._trainer())
             case Kind.KILL_IN_TAIL:
-                return self._kill_in_tail(planned)
+                done = planned if held is not None else replace(planned, kind=Kind.KILL_TRAINER)
+                self._kill(done, self._trainer())
             case Kind.KILL_BOTH:
-                return self._kill(planned, self.machine.supervisor, self._trainer(), self.machine.trainer())
+                self._start_again(self._note_both(planned))
             case Kind.KILL_MID_SAVE:
-                return self._kill_mid_save(planned)
-            case Kind.SIGTERM | Kind.SIGTERM_IN_VALIDATION:
-                return self._terminate(planned)
+                self._kill_mid_save(planned)
+            case Kind.SIGTERM:
+                self._terminate(planned, None)
+            case Kind.SIGTERM_IN_VALIDATION:
+                self._terminate(planned if held is not None else replace(planned, kind=Kind.SIGTERM), held)
             case Kind.TWO_IN_SUCCESSION:
-                return self._two(planned)
+                self._two(planned)
             case Kind.KILL_WHILE_RESUMING:
-                return self._kill_resuming(planned)
+                self._kill_resuming(planned)
             case Kind.KILL_AGENT:
-                return self._kill_agent(planned)
+                self._kill_agent(planned)
 
-    def _kill(self, planned: Planned, *pids: int | None) -> Happened:
-        at = time.time()
-        self.machine.kill(*pids)
-        happened = self._note(planned, at)
-        self._start_again(happened)
-        return happened
+    def _kill(self, planned: Planned, *pids: int | None) -> None:
+        self._start_again(self._note(planned, time.time(), *pids))
 
-    def _kill_in_tail(self, planned: Planned) -> Happened:
+    def _kill_mid_save(self, planned: Planned) -> None:
+        """The agent writes: stopped as soon as a segment appears, it writes no more, whoever else is slow."""
         for tries_left in reversed(range(_TRIES)):
-            happened = self._kill(planned, self._trainer())
-            if self.follower.lines[happened.lines_before - 1].tail == "begin":
-                return happened
-            if tries_left:
-                self._wait_line(lambda line: line.tail == "begin", "another try to kill in a tail")
-        happened.failures.append(
-            f"the tail had ended before the kill, {_TRIES} times: none was killed in its tail"
-        )
-        return happened
-
-    def _kill_mid_save(self, planned: Planned) -> Happened:
-        for _ in range(_TRIES):
             with NewFiles(self.store) as new:
-                end = time.monotonic() + self.stall_s
-                while (path := new.wait(0.1)) is None or path.suffix != ".bin":
-                    self._look()
-                    if time.monotonic() > end or self.machine.supervisor is None:
-                        break
-            at = time.time()
-            if path is not None:
-                self.machine.kill(self.machine.supervisor, self._trainer(), self.machine.trainer())
-            else:
-                self.machine.sweep()
-            happened = self._note(planned, at)
+                path = self._stop_at(new, lambda path: path.suffix == ".bin", "a save was written")
+            happened = self._note_both(planned)
             cut = path in on_store.unfinished(self.store)
             self._start_again(happened)
-            if path is None:
-                happened.failures.append(f"no save was written within {self.stall_s:.0f} s")
-                return happened
             if cut:
-                return happened
-            self._wait_line(lambda line: line.tail is None, "another try to cut a save")
-        if self.must_cut:
-            happened.failures.append(f"the save was whole before the kill, {_TRIES} times: no save was cut")
-        return happened
+                happened.planned = planned
+                return
+            if tries_left:
+                self._wait_line(lambda line: line.tail is None, "another try to cut a save")
+        self.notes.append(f"{planned.kind}: {_TRIES} saves were whole before the kill: none was cut")
 
-    def _terminate(self, planned: Planned) -> Happened:
+    def _stop_at(self, new: NewFiles, wanted: Callable[[Path], bool], what: str) -> Path:
+        """Return the next new file that is wanted, with the agent stopped at that moment."""
+        end = time.monotonic() + self.stall_s
+        agent = self.machine.supervisor
+        while (path := new.wait(0.1)) is None or not wanted(path):
+            self._look()
+            self._still_runs(what)
+            if time.monotonic() > end:
+                msg = f"nothing came for {self.stall_s:.0f} s before {what}; its output is in {self.machine.log}"
+                raise Stalled(msg)
+        self.machine.stop(agent)
+        return path
+
+    def _terminate(self, planned: Planned, held: int | None) -> None:
         supervisor = self.machine.supervisor
-        at = time.time()
+        self._look()
+        at, before = time.time(), self.follower.step
         if planned.kind is Kind.SIGTERM:
             self.machine.terminate(supervisor)
         else:  # as systemd and Slurm send it: to the trainer and its workers as well, in any order
             self.machine.terminate(*self.machine.processes())
+        self.machine.let_go(held)
         in_time = supervisor is None or self.machine.wait_gone(supervisor, self.grace_s)
         code = self.machine.exit_code
         self.machine.sweep()  # the machine is off now, whoever is still on it
@@ -241,72 +266,79 @@ class Director:
             happened.failures.append(
                 f"SIGTERM: it had not ended {self.grace_s:.0f} s later, when the machine went off"
             )
+        elif code == 0 and self.follower.step <= before + 1:
+            self.notes.append(f"{planned.kind}: the run was at its end when the signal came")
         elif code != EXIT_PREEMPTED:
             happened.failures.append(
                 f"SIGTERM: it ended with {code}; expected {EXIT_PREEMPTED}: start me again"
             )
         self._start_again(happened)
-        return happened
 
-    def _two(self, planned: Planned) -> Happened:
+    def _two(self, planned: Planned) -> None:
         """SIGTERM, and before its grace time is over the machine goes off; or the relaunch is killed as well."""
         at = time.time()
         supervisor, trainer = self.machine.supervisor, self._trainer()
         if planned.at_step % 2 and supervisor is not None:
             self.machine.terminate(supervisor)
             time.sleep(planned.delay_s)
-            self.machine.kill(supervisor, trainer)
+            happened = self._note(planned, at, supervisor, trainer)
         else:
             self.machine.kill(trainer)
             second = self._next_trainer(trainer)
             time.sleep(planned.delay_s)
-            self.machine.kill(second)
-        happened = self._note(planned, at)
+            happened = self._note(planned, at, second)
         self._start_again(happened)
-        return happened
 
     def _next_trainer(self, last: int | None) -> int:
         end = time.monotonic() + self.stall_s
         while (trainer := self._trainer()) is None or trainer == last:
-            if self.machine.supervisor is None or time.monotonic() > end:
+            self._still_runs("the killed trainer was started again")
+            if time.monotonic() > end:
                 msg = f"the killed trainer was not started again; the output is in {self.machine.log}"
                 raise Stalled(msg)
             time.sleep(_POLL_S)
         return trainer
 
-    def _kill_resuming(self, planned: Planned) -> Happened:
-        at = time.time()
-        with NewFiles(self.store) as new:
-            self.machine.kill(self.machine.supervisor, self._trainer(), self.machine.trainer())
-            happened = self._note(planned, at)
-            self.machine.start()
-            end = time.monotonic() + self.stall_s
-            # The claim of the new attempt is written before the state is read back: from there on it resumes.
-            while (path := new.wait(0.1)) is None or path.parent.name != "attempts" or path.suffix != ".json":
-                if self.machine.supervisor is None or time.monotonic() > end:
-                    msg = f"no new attempt was claimed after a kill; the output is in {self.machine.log}"
-                    raise Stalled(msg)
-        self.machine.kill(self.machine.supervisor, self._trainer(), self.machine.trainer())
-        if self._look():
-            happened.failures.append(
-                "a step was recorded before the second kill: it was not resuming any more"
-            )
-        self._start_again(happened)
-        return happened
+    def _kill_resuming(self, planned: Planned) -> None:
+        """Kill; then again while the next attempt reads the state back: once it has claimed its number, and before a step.
 
-    def _kill_agent(self, planned: Planned) -> Happened:
-        trainer, at = self._trainer(), time.time()
-        self.machine.kill(self.machine.supervisor)
-        happened = self._note(planned, at)
-        line = self._wait_line(lambda line: line.tail is None, "a step after the agent alone was killed")
-        if line.pid != trainer:
-            happened.failures.append("the trainer did not go on when its agent alone was killed")
-        return happened
+        Its agent, through which everything is read, is stopped as soon as the claim appears.
+        """
+        for _ in range(_TRIES):
+            happened = self._note_both(planned)
+            with NewFiles(self.store) as new:
+                self._start_again(happened)
+                self._stop_at(new, _is_claim, "a new attempt was claimed after a kill")
+            self.machine.sweep()
+            if not self._look():
+                happened.planned = planned
+                self._start_again(happened)
+                return
+        self._start_again(self._note_both(planned))  # the last kill, too, was one of a run that trains
+        self.notes.append(f"{planned.kind}: {_TRIES} resumes were over before the second kill")
 
-    def _note(self, planned: Planned, at: float) -> Happened:
+    def _kill_agent(self, planned: Planned) -> None:
+        agent = self.machine.supervisor
+        self.machine.stop(agent)
+        if not self._trains():
+            self.machine.let_go(agent)
+            raise Ended
+        self._note(planned, time.time(), agent)
+
+    def _note_both(self, planned: Planned) -> Happened:
+        """Kill agent and trainer; a plain kill, until its moment turns out to be the planned one."""
+        plain = replace(planned, kind=Kind.KILL_BOTH)
+        return self._note(
+            plain, time.time(), self.machine.supervisor, self._trainer(), self.machine.trainer()
+        )
+
+    def _note(self, planned: Planned, at: float, *victims: int | None) -> Happened:
+        """Kill the victims, and note what there is once they are dead."""
+        self.machine.kill(*victims)
         self._look()
         happened = Happened(planned, self.follower.step, at, len(self.follower.lines), None)
         happened.saved = on_store.commits(self.store)
+        self.happened.append(happened)
         return happened
 
     def _start_again(self, happened: Happened) -> None:
@@ -315,10 +347,11 @@ class Director:
             self.machine.start()
             happened.relaunched = self.machine.started
 
-    def _until_end(self, *, last_agent_killed: bool) -> int | None:
+    def _until_end(self) -> int | None:
         last, seen = time.monotonic(), len(self.follower.lines)
         pid = self.follower.lines[-1].pid if self.follower.lines else 0
-        while self.machine.supervisor is not None or (last_agent_killed and pid in self.machine.processes()):
+        alone = bool(self.happened) and self.happened[-1].planned.kind is Kind.KILL_AGENT
+        while self.machine.supervisor is not None or (alone and self.machine.lives(pid)):
             self._look()
             if len(self.follower.lines) > seen:
                 last, seen = time.monotonic(), len(self.follower.lines)
@@ -327,4 +360,9 @@ class Director:
                 raise Stalled(msg)
             time.sleep(_POLL_S)
         self._look()
-        return self.machine.exit_code_of(pid) if last_agent_killed else self.machine.exit_code
+        return self.machine.exit_code_of(pid) if alone else self.machine.exit_code
+
+
+def _is_claim(path: Path) -> bool:
+    """Whether a file is an attempt's claim, which is written before the state is read back."""
+    return path.parent.name == "attempts" and path.suffix == ".json"

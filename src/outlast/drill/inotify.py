@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import struct
 import time
+from collections import deque
 from pathlib import Path
 from typing import Self
 
 _IN_CREATE = 0x00000100
 _IN_MOVED_TO = 0x00000080
+_IN_Q_OVERFLOW = 0x00004000
+_IN_IGNORED = 0x00008000
 _IN_ISDIR = 0x40000000
 _EVENT = struct.Struct("iIII")
 """wd, mask, cookie, length of the name that follows (inotify(7))."""
@@ -20,7 +24,7 @@ _EVENT = struct.Struct("iIII")
 class NewFiles:
     """The files that appear under `folder`, at any depth, after this object was made.
 
-    A folder made at the same instant as its first file can hide that file: `wait` looks into new folders.
+    A folder made at the same instant as its first file can hide that file: new folders are looked into.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,28 +33,39 @@ class NewFiles:
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._folders: dict[int, Path] = {}
+        self._found: deque[Path] = deque()
         for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
             self._watch(path)
 
     def wait(self, timeout_s: float) -> Path | None:
-        """Return the first new file, or None if there is none within `timeout_s`."""
+        """Return the next new file, or None if there is none within `timeout_s`. A file may be told of twice."""
         end = time.monotonic() + timeout_s
-        while (left := end - time.monotonic()) > 0:
+        while not self._found:
+            left = max(end - time.monotonic(), 0.0)
             if not select.select([self._fd], [], [], left)[0]:
                 return None
-            data = os.read(self._fd, 65536)
-            at = 0
-            while at < len(data):
-                wd, mask, _, length = _EVENT.unpack_from(data, at)
-                name = data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0").decode()
-                at += _EVENT.size + length
-                path = self._folders[wd] / name
-                if not mask & _IN_ISDIR:
-                    return path
-                self._watch(path)
-                if inside := next((p for p in path.rglob("*") if p.is_file()), None):
-                    return inside
-        return None
+            self._read()
+        return self._found.popleft()
+
+    def _read(self) -> None:
+        data = os.read(self._fd, 65536)
+        at = 0
+        while at < len(data):
+            wd, mask, _, length = _EVENT.unpack_from(data, at)
+            name = data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0").decode()
+            at += _EVENT.size + length
+            if mask & (_IN_IGNORED | _IN_Q_OVERFLOW):
+                continue
+            path = self._folders[wd] / name
+            if not mask & _IN_ISDIR:
+                self._found.append(path)
+                continue
+            self._watch(path)
+            for inside in path.rglob("*"):
+                if inside.is_dir():
+                    self._watch(inside)
+                else:
+                    self._found.append(inside)
 
     def close(self) -> None:
         """Stop watching."""
@@ -64,6 +79,7 @@ class NewFiles:
 
     def _watch(self, path: Path) -> None:
         wd = self._libc.inotify_add_watch(self._fd, os.fsencode(path), _IN_CREATE | _IN_MOVED_TO)
-        if wd < 0:
+        if wd >= 0:
+            self._folders[wd] = path
+        elif ctypes.get_errno() != errno.ENOENT:  # else it was deleted while we looked
             raise OSError(ctypes.get_errno(), "inotify_add_watch", str(path))
-        self._folders[wd] = path

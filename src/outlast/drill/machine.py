@@ -78,6 +78,13 @@ class Machine:
         self._reap()
         return [pid for pid in _pids() if self._is_ours(pid)]
 
+    def lives(self, pid: int) -> bool:
+        """Whether a process of this drill has not ended."""
+        self._reap()
+        if self._process is not None and pid == self._process.pid:
+            return self.supervisor is not None  # its memory goes a moment before it can be reaped
+        return self._is_ours(pid)
+
     def kill(self, *pids: int | None) -> None:
         """SIGKILL them at once, then wait until they are gone."""
         ours = [pid for pid in dict.fromkeys(pids) if pid is not None and self._is_ours(pid)]
@@ -85,8 +92,19 @@ class Machine:
             self.notice_socket(pid)
         for pid in ours:
             _send(pid, signal.SIGKILL)
-        while any(map(self._lives, ours)):
+        while any(map(self.lives, ours)):
             time.sleep(_POLL_S)
+
+    def stop(self, pid: int | None) -> None:
+        """SIGSTOP: hold one process at this very moment, without looking at any other first."""
+        if pid is not None and self._is_ours(pid):
+            _send(pid, signal.SIGSTOP)
+
+    def let_go(self, *pids: int | None) -> None:
+        """SIGCONT: let those go on that `stop` holds."""
+        for pid in pids:
+            if pid is not None and self._is_ours(pid):
+                _send(pid, signal.SIGCONT)
 
     def terminate(self, *pids: int | None) -> None:
         """SIGTERM, as a scheduler sends it."""
@@ -97,7 +115,7 @@ class Machine:
     def wait_gone(self, pid: int, timeout_s: float) -> bool:
         """Wait until a process has ended; False if it still lives after `timeout_s`."""
         end = time.monotonic() + timeout_s
-        while self._lives(pid):
+        while self.lives(pid):
             if time.monotonic() > end:
                 return False
             time.sleep(_POLL_S)
@@ -157,12 +175,6 @@ class Machine:
             except OSError:
                 continue
         return found
-
-    def _lives(self, pid: int) -> bool:
-        self._reap()
-        if self._process is not None and pid == self._process.pid:
-            return self.supervisor is not None  # its memory goes a moment before it can be reaped
-        return self._is_ours(pid)
 
     def _is_ours(self, pid: int) -> bool:
         return self._mark in _environ(pid) + b"\0" and pid != os.getpid()

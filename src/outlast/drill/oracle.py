@@ -14,8 +14,8 @@ from outlast.drill.schedule import Kind
 
 _NOTICED = frozenset({Kind.SIGTERM, Kind.SIGTERM_IN_VALIDATION})
 _LOST_AFTER_NOTICE = 1
-_SLOWER_FACTOR, _SLOWER_S = 2.0, 0.1
-"""A save that was cut may have been this much slower than the slowest that became durable: machines are noisy."""
+_SLOWER_FACTOR, _SLOWER_S = 2.0, 1.0
+"""A save that was cut may have been this much slower than the slowest that became durable: a busy disk's fsync."""
 _SHOWN = 5
 """Differences of one sort that are named, each with its place; the rest is counted."""
 
@@ -45,17 +45,20 @@ def judge(
     failures += _ended_badly(course, evidence.final)
     interruptions = []
     for happened in course.happened:
-        item = _measure(happened, course, evidence)
+        item = _measure(happened, course, evidence, last_step(undisturbed.lines))
         interruptions.append(item)
         place = f"{item.kind} at step {item.at_step}"
         failures += [f"{place}: {text}" for text in happened.failures]
         if item.steps_lost is None:
             failures.append(f"{place}: no step followed")
+        elif text := _older_than_the_newest(happened, item.steps_lost):
+            failures.append(f"{place}: {text}")
         elif item.steps_lost > item.steps_lost_bound:
             failures.append(
                 f"{place}: {item.steps_lost} steps were lost; at most {item.steps_lost_bound} are allowed"
             )
     steps = last_step(undisturbed.lines)
+    failures += _without_its_end(course, evidence)
     failures += _jumps(course.lines)
     failures += _step_differences(undisturbed.lines, course.lines, reproducible=reproducible)
     failures += _tail_differences(undisturbed.lines, course.lines, reproducible=reproducible)
@@ -75,7 +78,7 @@ def judge(
         steps=steps,
         interruptions=tuple(interruptions),
         failures=tuple(failures),
-        notes=tuple(notes),
+        notes=(*notes, *course.notes),
     )
 
 
@@ -96,7 +99,26 @@ def _ended_badly(course: Course, final: Mapping[str, str] | None) -> list[str]:
     return failures
 
 
-def _measure(happened: Happened, course: Course, evidence: Evidence) -> Interruption:
+def _older_than_the_newest(happened: Happened, lost: int) -> str | None:
+    """However long a save took: what was on the store before the kill is not given up."""
+    newest = happened.saved[-1].step if happened.saved else 0
+    resumed = happened.at_step - lost
+    if resumed >= newest:
+        return None
+    return f"resumed behind step {resumed}, though a checkpoint of step {newest} was on the store before"
+
+
+def _without_its_end(course: Course, evidence: Evidence) -> list[str]:
+    """A run that ended well has its last step on the store, unless its agent was killed and not started again."""
+    alone = bool(course.happened) and course.happened[-1].planned.kind is Kind.KILL_AGENT
+    newest = evidence.commits[-1].step if evidence.commits else 0
+    last = last_step(course.lines)
+    if course.failures or course.exit_code != 0 or alone or newest >= last:
+        return []
+    return [f"it ended with 0 at step {last}, and the newest checkpoint on the store is of step {newest}"]
+
+
+def _measure(happened: Happened, course: Course, evidence: Evidence, steps: int) -> Interruption:
     lines, before = course.lines, happened.lines_before
     after = next((line for line in lines[before:] if line.tail is None), None)
     first = next(iter(lines[before:]), None)
@@ -106,6 +128,8 @@ def _measure(happened: Happened, course: Course, evidence: Evidence) -> Interrup
         lost = happened.at_step - after.step + 1
     elif first is not None:
         lost = happened.at_step - first.step  # the run's last tail: no step is left to be trained
+    elif happened.at_step == steps:
+        lost = 0  # all that the run was to train was durable
     relaunched = happened.relaunched
     if first is not None and relaunched is None and kind is not Kind.KILL_AGENT:
         relaunched = course.births.get(first.pid)

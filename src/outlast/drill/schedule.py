@@ -77,7 +77,7 @@ def schedule(
         low = max(int(len(rest) * stretch), max((item.at_step for item in chosen), default=0)) + 1
         at = min(low + draw.randrange(max((steps - low) // 2, 1)), max(steps - 2, 1))
         chosen.append(Planned(Kind.KILL_AGENT, at, 0.0))
-    return sorted(chosen, key=lambda item: (item.at_step, item.kind in IN_TAIL))
+    return sorted(chosen, key=lambda item: (item.kind is Kind.KILL_AGENT, item.at_step, item.kind in IN_TAIL))
 
 
 def choose(seed: int, count: int) -> list[Kind]:

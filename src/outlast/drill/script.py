@@ -144,7 +144,6 @@ def _train(
         store=store,
         grace_s=options.grace_s,
         stall_s=options.stall_s,
-        must_cut=False,
         show=_named(show, folder.name, steps),
     )
     course = director.conduct(plan)
