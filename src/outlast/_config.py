@@ -187,6 +187,13 @@ def reject_unavailable(**options: object) -> None:
         raise NotYetAvailable(msg)
 
 
+def arguments_digest(argv: Sequence[str]) -> str:
+    """6 hex digits that tell a script's arguments from others, without what they say (they may hold a secret)."""
+    # torch.distributed.launch hands each rank its own number: no part of what tells runs apart.
+    arguments = [a for a in argv[1:] if not a.startswith(("--local-rank=", "--local_rank="))]
+    return hashlib.sha256("\0".join(arguments).encode(errors="surrogateescape")).hexdigest()[:6]
+
+
 def _is_place(text: str) -> bool:
     return "://" in text or text.startswith(("/", "./", "../", "~/"))
 
@@ -213,9 +220,7 @@ def _script_name(argv: Sequence[str]) -> str:
         msg = "there is no script to name the run after: give a name, outlast.Run('my-run', ...), or set OUTLAST_RUN"
         raise ConfigError(msg)
     stem = script.parent.name if script.stem == "__main__" else script.stem
-    # torch.distributed.launch hands each rank its own number: no part of what tells runs apart.
-    arguments = [a for a in argv[1:] if not a.startswith(("--local-rank=", "--local_rank="))]
-    digits = hashlib.sha256("\0".join(arguments).encode(errors="surrogateescape")).hexdigest()[:6]
+    digits = arguments_digest(argv)
     clean = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:150]
     return f"{clean or 'run'}-{digits}"
 

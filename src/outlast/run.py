@@ -27,12 +27,12 @@ from outlast.state.rng import capture_rng, restore_rng
 from outlast.state.settings import describe
 from outlast.state.steps import StepWatch
 from outlast.state.table import TensorTable
-from outlast.state.tree import encode
+from outlast.state.tree import decode, encode
 from outlast.trainer.batches import Batches
 from outlast.trainer.ending import ended_by, tail_resumed, watch_exceptions
 from outlast.trainer.keeper import Keeper
 from outlast.trainer.metrics import as_number
-from outlast.trainer.resume import Resumed, compare_data, open_run
+from outlast.trainer.resume import Resumed, compare_data, open_run, put_back
 from outlast.trainer.saver import Whole
 from outlast.trainer.signals import Signals
 from outlast.trainer.vars import Vars, release_vars, restore_vars, values_of
@@ -120,18 +120,21 @@ class Run:
         self.resumed = False
         self.vars = Vars()
         self._states = state
+        self._pid = os.getpid()
         self._watch = StepWatch(state)
-        self._settings = describe(state)
+        self._settings = {**describe(state), "arguments": _config.arguments_digest(sys.argv)}
         self._seed = (torch.initial_seed() if seed is None else seed) & (2**63 - 1)
         self._signals = Signals(grace_s(env))
-        self._loop: Literal["epochs", "flat", "steps"] | None = None
+        self._loop: Literal["epochs", "flat", "steps", "own"] | None = None
         self._left = False
-        self._tail_open = False
+        self._over: str | None = None
+        self._tail_open = self._tail_cut = self._own_points = False
         self._last_epoch_read = -1
         self._source: Source | None = None
         self._taken: tuple[object, Source] | None = None
         self._source_position: object = None
         self._data: Json = None
+        self._head: tuple[Json, dict[str, torch.Tensor]] = (None, {})
         self._said: set[str] = set()
 
         link = Link(
@@ -181,11 +184,9 @@ class Run:
         interrupted there enters the same epoch again with no batches left, and runs the tail whole.
         """
         self._enter("epochs", done=self.epoch >= n)
-        if self._resumed is not None and not self._resumed.announced:
-            # For a body that reads a loader of its own.
-            restore_rng(self._resumed.rng, self._resumed.rng_tensors)
         with self._noting_a_break():
             while self.epoch < n:
+                self._begin_head()
                 yield self.epoch
                 self._close_epoch()
         self._finish()
@@ -225,12 +226,13 @@ class Run:
     def safe_point(self) -> None:
         """Say that the state is whole here: between two steps of a loop of your own.
 
-        Inside `run.batches` and `run.steps` this is not needed. In an epoch's tail it does nothing.
+        Inside `run.batches` and `run.steps`, which know their safe points, and in an epoch's tail it does nothing.
         """
         if self._loop is None:
-            self._enter("steps", done=False)
+            self._enter("own", done=False)
             self._begin_reading(None, own_loop=True)
-        if not self._tail_open:
+        if self._loop in {"own", "epochs"} and self._source is None and not self._tail_open:
+            self._own_points = self._loop == "epochs"
             self._boundary(always=True)
 
     def save(self, *, pin: bool = False) -> None:
@@ -245,21 +247,35 @@ class Run:
         self._keeper.record(kind="metrics", attempt=self.attempt, step=self.step, values=values)
 
     def should_stop(self) -> bool:
-        """Whether this machine goes away or Ctrl-C came: long evaluation may ask, and return early."""
-        return self._keeper.should_stop()
+        """Whether this machine goes away or Ctrl-C came: long evaluation may ask, and return early.
 
-    def _enter(self, loop: Literal["epochs", "flat", "steps"], *, done: bool) -> None:
-        if self._loop is not None:
-            msg = f"a run has one loop: run.{self._loop}(...) has begun already, and run.{loop}(...) would begin another"
+        An epoch's tail that was told so is not counted: the next attempt runs it whole.
+        """
+        stop = self._keeper.should_stop()
+        self._tail_cut = self._tail_cut or (stop and self._tail_open)
+        return stop
+
+    def _enter(self, loop: Literal["epochs", "flat", "steps", "own"], *, done: bool) -> None:
+        if self._loop is not None or (self._over and loop != "own"):
+            msg = (
+                f"a run has one loop, and run.{self._loop or self._over} has begun already. For several epochs write "
+                "`for epoch in run.epochs(n):` around it, or give the number: run.batches(loader, epochs=n)"
+            )
             raise ConfigError(msg)
         release_vars(self.vars)
         if done:
             say(f"this run is finished: epoch {self.epoch}, step {self.step}; there is nothing to train")
+            self._end_loop(loop)
             return
         self._loop = loop
         self._keeper.begin(self.step)
         if self._keeper.should_stop():
             self._keeper.leave(self.epoch, self.step)
+        resumed = self._resumed
+        if resumed is not None and loop != "own":  # whose first step is done when it is first heard of
+            if not resumed.in_epoch:
+                put_back(resumed, self._states, self._watch, self.vars, after="what ran before the loop")
+            restore_rng(resumed.tree["rng"], resumed.tensors)
 
     def _iterate(self, source: Source, epochs: int | None, steps: int | None) -> Iterator[Any]:
         if self._loop == "epochs":
@@ -270,7 +286,11 @@ class Run:
         self._enter("flat", done=over)
         with self._noting_a_break():
             while not over:
+                before = self.step
                 yield from self._one_epoch(source, steps)
+                if source.batches_done == 0 and self.step == before:
+                    msg = f"epoch {self.epoch} has no batches: the loader is empty (is drop_last larger than the data?)"
+                    raise ConfigError(msg)
                 over = steps is not None and self.step >= steps
                 if not over:
                     self._close_epoch()
@@ -326,9 +346,15 @@ class Run:
     def _close_epoch(self) -> None:
         """The body of an epoch is over: what its tail changed belongs to the next epoch's beginning."""
         if self._resumed is not None and not self._resumed.announced:
+            self._resumed.promise.weaken(
+                Guarantee.APPROXIMATE,
+                "the epoch read no run.batches: where its data stand is not known, only the generators are restored",
+            )
             self._announce(self._resumed)
+        if self._tail_cut:
+            self._keeper.leave(self.epoch, self.step, cut=True)
         self.epoch += 1
-        self._tail_open = False
+        self._tail_open = self._own_points = False
         tail_resumed(None)
         self._leave_source()
         if self._watch.stepped():
@@ -345,24 +371,43 @@ class Run:
             self._source_position, self._data = self._source.position(), self._source.describe()
             self._source = None
 
+    def _begin_head(self) -> None:
+        """An epoch is entered: its head, up to the batches, draws what it drew when it first ran."""
+        resumed = self._resumed
+        head = resumed.tree["head"] if resumed is not None and not resumed.announced else None
+        if resumed is not None and resumed.in_epoch and head and head["rng"] is not None:
+            names = {name: tensor for name, tensor in resumed.tensors.items() if name.startswith("head/")}
+            self._head = (head["rng"], {n: t.clone() for n, t in decode(head["tensors"], names).items()})
+            restore_rng(*self._head)
+            return
+        table = TensorTable()
+        tree = capture_rng(table)
+        self._head = (tree, table.entries)
+
     def _begin_reading(self, source: Source | None, *, own_loop: bool = False) -> None:
-        """The loop's first look at data in this attempt: the last moment at which generators are put back."""
+        """The loop's first look at data in this attempt: what the epoch's head did and drew once more is undone."""
         resumed = self._resumed
         if resumed is None or resumed.announced:
             return
-        restore_rng(resumed.rng, resumed.rng_tensors)
+        if resumed.in_epoch:
+            put_back(resumed, self._states, self._watch, self.vars, after="the head of the epoch")
+            restore_rng(resumed.tree["rng"], resumed.tensors)
         if source is not None:
             compare_data(resumed, source)
         if own_loop:
             resumed.promise.reasons.append(
                 "as far as this loop draws its data from run.step and the global generators alone"
             )
+        if resumed.position.get("own_points"):
+            resumed.promise.weaken(
+                Guarantee.APPROXIMATE,
+                "run.safe_point() saved within an epoch whose data are not run.batches'",
+            )
         self._announce(resumed)
 
     def _announce(self, resumed: Resumed) -> None:
         """Say, once, what this resume promises."""
-        resumed.announced = True
-        resumed.rng_tensors = {}
+        resumed.release()
         text = resumed.promise.text()
         say(f"resumed at epoch {self.epoch}, step {self.step}: {text}")
         self._keeper.record(
@@ -397,12 +442,14 @@ class Run:
             "rng": capture_rng(table),
             "vars": encode(dict(values_of(self.vars)), "vars", table),
             "source": encode(position, "source", table),
+            "head": {"rng": self._head[0], "tensors": encode(dict(self._head[1]), "head", table)},
         }
         settings = {**self._settings, "data": source.describe() if source is not None else self._data}
         plain: dict[str, Json] = {
             "epoch": self.epoch,
             "step": self.step,
             "tail_open": self._tail_open,
+            "own_points": self._own_points,
             "seed": self._seed,
             "batches": source.batches_done if source is not None else None,
             "samples": source.samples_done if source is not None else None,
@@ -418,13 +465,16 @@ class Run:
         self._source_position = resumed.source_position
         self._data = resumed.settings.get("data")
         restore_vars(self.vars, resumed.variables)
-        restore_rng(resumed.rng, resumed.rng_tensors)
+        restore_rng(resumed.tree["rng"], resumed.tensors)
 
     def _finish(self) -> None:
         if self._loop is None:
             return
         self._keeper.finish(self.step)
-        self._loop = None
+        self._end_loop(self._loop)
+
+    def _end_loop(self, loop: str) -> None:
+        self._loop, self._over = None, loop
         if self in _active:
             _active.remove(self)
 
@@ -444,6 +494,8 @@ class Run:
         self._keeper.save_asked(self.step)
 
     def _at_exit(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a process that the script forked
         # A loop that was left without a sign of it, as where a progress bar keeps its iterator.
         if self._keeper.is_asked and ended_by() is None:
             try:

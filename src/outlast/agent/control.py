@@ -58,6 +58,7 @@ class ControlPage:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
+        arena.share_with_forks()  # a page is little, and a forked process may ask run.should_stop()
         self.words = arena.view.cast("Q")
 
     @classmethod

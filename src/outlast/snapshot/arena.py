@@ -39,9 +39,8 @@ class Arena:
         self.fd = fd
         self.size_bytes = os.fstat(fd).st_size
         self._map = mmap.mmap(fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._map.madvise(
-            mmap.MADV_DONTFORK
-        )  # a forked loader worker must not keep the memory of a dead trainer
+        # A forked loader worker must not keep the memory of a dead trainer.
+        self._map.madvise(mmap.MADV_DONTFORK)
         self.view = memoryview(self._map)
 
     @classmethod
@@ -64,6 +63,10 @@ class Arena:
         # The thread holds an export of the mapping: closed or not meanwhile, its addresses stay this arena's.
         pages = (ctypes.c_char * self.size_bytes).from_buffer(self._map)
         threading.Thread(target=_touch, args=(pages,), name="outlast-populate", daemon=True).start()
+
+    def share_with_forks(self) -> None:
+        """Keep it mapped in processes that are forked from here."""
+        self._map.madvise(mmap.MADV_DOFORK)
 
     def close(self) -> None:
         """Unmap and close. A view that is still held elsewhere keeps the mapping until it goes."""

@@ -17,7 +17,7 @@ from outlast.state.module import UNINITIALIZED, SavedModule, restore_module
 from outlast.state.table import TensorTable
 from outlast.state.tree import decode
 
-__all__ = ["check_fit", "restore_states"]
+__all__ = ["check_fit", "differing", "restore_states"]
 
 
 def restore_states(
@@ -55,7 +55,17 @@ def restore_states(
                 "Build it as it was when it was saved, or start a new run. What is saved was not changed."
             )
             raise StateMismatch(msg) from error
-    return notes + _differences(states, tree, tensors)
+    return notes + differing(states, tree, tensors)
+
+
+def differing(states: Mapping[str, object], tree: Json, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Capture every state and return a line per entry that is not, bit for bit, the saved one; changes nothing."""
+    table = TensorTable()
+    live = capture_states(states, table)
+    lines = [
+        line for name in states for line in _compare(tree[name], live[name], name, tensors, table.entries)
+    ]
+    return list(dict.fromkeys(lines))
 
 
 _ORDER = ("module", "optimizer", "object")
@@ -118,15 +128,6 @@ def _exact(live: Any, saved: Any, *, offloaded: bool) -> Any:
     elif isinstance(live, list) and isinstance(saved, list) and len(live) == len(saved):
         live[:] = [_exact(one, other, offloaded=offloaded) for one, other in zip(live, saved, strict=True)]
     return live
-
-
-def _differences(states: Mapping[str, object], tree: Json, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    table = TensorTable()
-    live = capture_states(states, table)
-    lines = [
-        line for name in states for line in _compare(tree[name], live[name], name, tensors, table.entries)
-    ]
-    return list(dict.fromkeys(lines))
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 
 from outlast._errors import EXIT_INTERRUPTED, OutlastError
@@ -11,6 +12,8 @@ from outlast._say import say
 _MOST_CHARACTERS = 1000
 
 _ended_by: list[str] = []
+_before: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []
+"""The script's own hook."""
 _tail_resumed: list[int] = []
 _TAIL_HINT = (
     "epoch {} was resumed in its tail, so the loop over its batches ran no body, and names that only the body sets do not "
@@ -30,7 +33,9 @@ def tail_resumed(epoch: int | None) -> None:
 
 def watch_exceptions() -> None:
     """From now on an exception that nothing catches is noted, and ends the script with its exit code."""
-    sys.excepthook = _end
+    if sys.excepthook is not _end:
+        _before[:] = [sys.excepthook]
+        sys.excepthook = _end
 
 
 def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -38,7 +43,7 @@ def _end(kind: type[BaseException], error: BaseException, trace: TracebackType |
     if isinstance(error, OutlastError):
         say(f"{kind.__name__}: {error}")
         raise SystemExit(error.exit_code)
-    sys.__excepthook__(kind, error, trace)
+    (_before[0] if _before else sys.__excepthook__)(kind, error, trace)
     if _tail_resumed and issubclass(kind, NameError):
         say(_TAIL_HINT.format(_tail_resumed[0]))
     if issubclass(kind, KeyboardInterrupt):

@@ -60,6 +60,7 @@ class Keeper:
         self.due_next = True
         self._ending: Ending = "ended"
         self._closed = False
+        self._left: SystemExit | None = None
 
     @property
     def page(self) -> ControlPage:
@@ -70,6 +71,7 @@ class Keeper:
 
     def begin(self, step: int) -> None:
         """The loop begins: from here on signals wait for a safe point, and intervals are counted."""
+        self._stay_away()
         self._signals.at_once = False
         page = self.page
         page[Word.PHASE] = Phase.TRAINING
@@ -107,6 +109,7 @@ class Keeper:
 
     def _attend(self, epoch: int, step: int, now_ns: int) -> bool:
         """Do what is due, and find out when something is due again."""
+        self._stay_away()
         if self.should_stop():
             self.leave(epoch, step)
         self._link.raise_if_lost()
@@ -128,6 +131,7 @@ class Keeper:
 
     def hold(self, step: int) -> None:
         """Keep a snapshot of this moment in memory; it becomes durable if this process or machine goes."""
+        self._stay_away()
         self._changed = True
         self._saver.take(step, Reason.INTERVAL, hold=True)
 
@@ -150,31 +154,31 @@ class Keeper:
             self._leave_unsaved(step)
         self._changed = False
 
-    def leave(self, epoch: int, step: int) -> NoReturn:
-        """Save and end the script: this machine goes away, Ctrl-C came, or a newer attempt has taken over."""
-        if self.page[Word.STOP] == Stop.SUPERSEDED:
-            self._ending = "superseded"
-            msg = f"leaving at epoch {epoch}, step {step}: a newer attempt has taken over"
-            say(msg)
-            raise Superseded(msg)
+    def leave(self, epoch: int, step: int, *, cut: bool = False) -> NoReturn:
+        """Save and end the script: this machine goes away, Ctrl-C came, or a newer attempt has taken over.
+
+        `cut`: the epoch's tail was cut short by `should_stop`; what is held from before it is what counts.
+        """
+        self._stay_away()
+        self._superseded_if_so(f"leaving at epoch {epoch}, step {step}")
         preempted = self._signals.stop or self.page[Word.STOP] == Stop.LEAVE
         self._ending = "preempted" if preempted else "interrupted"
         number = self._saver.last_number
-        if self._changed or (number is None and self._saved_as is None):
-            reason = Reason.EMERGENCY if preempted else Reason.USER
-            number = self._saver.take(step, reason)
+        if not cut and (self._changed or (number is None and self._saved_as is None)):
+            number = self._saver.take(step, Reason.EMERGENCY if preempted else Reason.USER)
             saved = number is not None and self._wait_saved(number, step, "the emergency save is durable")
         else:
-            saved = number is None or self._wait_saved(number, step, "the last save is durable")
+            # What Ctrl-C finds held becomes durable as the script ends, which waits for it.
+            waits = number is not None and (preempted or not cut)
+            saved = not waits or self._wait_saved(number, step, "the last save is durable")
         self._signals.at_once = True
         told = f"step {step} is durable" if saved else f"step {step} did not become durable in time"
         say(f"leaving at epoch {epoch}: {told}")
-        if not preempted:
-            raise SystemExit(EXIT_INTERRUPTED)
-        raise Preempted(told)
+        self._depart(Preempted(told) if preempted else SystemExit(EXIT_INTERRUPTED))
 
     def finish(self, step: int) -> None:
         """The loop is over: exit 0 must mean that its end is durable."""
+        self._stay_away()
         if self._changed or self._saved_as != "finished":
             number = self._saver.take(step, Reason.FINAL, finished=True)
             if not self._wait_saved(number, step, "the final state is durable"):
@@ -216,15 +220,28 @@ class Keeper:
         return True
 
     def _leave_unsaved(self, step: int) -> NoReturn:
-        if self.page[Word.STOP] == Stop.SUPERSEDED:
-            self._ending = "superseded"
-            msg = f"step {step} is not saved: a newer attempt has taken over"
-            say(msg)
-            raise Superseded(msg)
+        self._superseded_if_so(f"step {step} is not saved")
         self._ending = "preempted"
         msg = f"step {step} did not become durable in time"
         say(msg)
-        raise Preempted(msg)
+        self._depart(Preempted(msg))
+
+    def _superseded_if_so(self, what: str) -> None:
+        if self.page[Word.STOP] == Stop.SUPERSEDED:
+            self._ending = "superseded"
+            msg = f"{what}: a newer attempt has taken over"
+            say(msg)
+            self._depart(Superseded(msg))
+
+    def _depart(self, how: SystemExit) -> NoReturn:
+        self._left = how
+        raise how
+
+    def _stay_away(self) -> None:
+        """A script that caught what ends it, and goes on, is ended again: what it does now belongs to no step."""
+        if self._left is not None:
+            say("the script has caught the exception that ends it, and is ended again; nothing more is saved")
+            raise self._left
 
     def _wait_saved(self, number: int | None, step: int, why: str) -> bool:
         """Wait until a snapshot is durable; False if a notice's deadline passed first, or a newer attempt came.

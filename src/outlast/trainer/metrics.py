@@ -8,6 +8,9 @@ import torch
 
 from outlast._errors import ConfigError
 
+_LARGEST_INT = 2**63
+"""What JSON readers take for an integer; beyond it a metric is a float."""
+
 
 def as_number(name: str, value: Any) -> float:
     """Return a metric's value as a plain number.
@@ -17,10 +20,10 @@ def as_number(name: str, value: Any) -> float:
     """
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < _LARGEST_INT):
         return value
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         msg = f"run.log({name}={value!r}): expected a number, such as loss.item()"
         raise ConfigError(msg) from None

@@ -15,11 +15,12 @@ from outlast.data.source import Source
 from outlast.snapshot.arena import Arena
 from outlast.snapshot.stager import views, wants
 from outlast.state.module import FLAG
-from outlast.state.restore import check_fit, restore_states
+from outlast.state.restore import check_fit, differing, restore_states
 from outlast.state.rng import restore_rng
 from outlast.state.settings import differences
 from outlast.state.steps import StepWatch
 from outlast.state.tree import decode
+from outlast.trainer.vars import Vars, values_of
 
 
 @dataclass
@@ -56,10 +57,22 @@ class Resumed:
     settings: dict[str, Json]
     variables: dict[str, object]
     source_position: object
-    rng: Json
-    rng_tensors: dict[str, torch.Tensor]
+    tree: Json
+    tensors: dict[str, torch.Tensor]
+    arena: Arena
     promise: Promise
     announced: bool = False
+
+    @property
+    def in_epoch(self) -> bool:
+        """Whether the save lies within an epoch's batches, or in its tail, so that the epoch's head runs again."""
+        return self.position["batches"] is not None or bool(self.position["tail_open"])
+
+    def release(self) -> None:
+        """Give the memory back: the loop has begun, nothing is put back any more."""
+        self.announced = True
+        self.tensors = {}
+        self.arena.close()
 
 
 def open_run(
@@ -88,12 +101,23 @@ def open_run(
             older = link.accept(wanted, arena)
             if older is None:
                 tensors = views(arena, offer.tensors, wanted)
-                resumed = _restore(offer, tensors, states, watch, settings)
-                del tensors
-                arena.close()
-                return resumed, offer
+                return _restore(offer, arena, tensors, states, watch=watch, settings=settings), offer
             arena.close()
         offer = older
+
+
+def put_back(
+    resumed: Resumed, states: Mapping[str, object], watch: StepWatch, variables: Vars, *, after: str
+) -> None:
+    """Undo what the script did to restored state before its loop went on: the save holds what came of that already."""
+    changed = differing(states, resumed.tree["states"], resumed.tensors)
+    if changed:
+        more = f", and {len(changed) - 1} more entries" if len(changed) > 1 else ""
+        say(f"{after} changed what was restored; put back as saved: {changed[0].partition(': ')[0]}{more}")
+        restore_states(states, resumed.tree["states"], resumed.tensors)
+    watch.restore(resumed.tree["grads"], resumed.tensors)
+    own = {name: tensor.clone() for name, tensor in resumed.tensors.items() if name.startswith("vars/")}
+    values_of(variables).update(decode(resumed.tree["vars"], own))
 
 
 def compare_data(resumed: Resumed, source: Source) -> None:
@@ -109,8 +133,10 @@ def compare_data(resumed: Resumed, source: Source) -> None:
 
 def _restore(
     offer: Offer,
+    arena: Arena,
     tensors: dict[str, torch.Tensor],
     states: Mapping[str, object],
+    *,
     watch: StepWatch,
     settings: dict[str, Json],
 ) -> Resumed:
@@ -130,14 +156,17 @@ def _restore(
         name: value for name, value in offer.settings.items() if name != "data"
     }  # compared when it is read
     for difference in differences(saved, settings):
-        say(f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}")
+        held = difference.name.partition(".")[0].partition("[")[0] in states
+        told = "; the saved state holds, not the script's new value" if held else ""
+        say(
+            f"changed since the last attempt: {difference.name}: {difference.old!r} -> {difference.new!r}{told}"
+        )
         if difference.breaks_bits:
             promise.weaken(
                 Guarantee.SAME_ORDER, f"{difference.name} was {difference.old!r}, is {difference.new!r}"
             )
     for note in restore_rng(tree["rng"], tensors):
         promise.weaken(Guarantee.SAME_ORDER, note)
-    rng_tensors = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith("rng/")}
     own = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith(("vars/", "source/"))}
     variables = decode(tree["vars"], own)
     assert isinstance(variables, dict)
@@ -149,7 +178,8 @@ def _restore(
         settings=offer.settings,
         variables=variables,
         source_position=decode(tree["source"], own),
-        rng=tree["rng"],
-        rng_tensors=rng_tensors,
+        tree=tree,
+        tensors=tensors,
+        arena=arena,
         promise=promise,
     )

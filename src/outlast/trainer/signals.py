@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from torch.utils.data import get_worker_info
+
 from outlast._errors import Preempted
 from outlast._say import say
 
@@ -61,7 +63,7 @@ class Signals:
 
     def _terminate(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            _worker_lives_on()
+            _in_a_fork(number)
             return
         if self.deadline_s is None:
             self.deadline_s = time.monotonic() + self._grace_s
@@ -85,6 +87,13 @@ class Signals:
         say("Ctrl-C: saving at the next safe point, then leaving; again to leave at once")
 
 
-def _worker_lives_on() -> None:
-    """In a forked loader worker: a SIGTERM to the group must not take the loader before the trainer has saved."""
-    threading.Timer(_WORKER_GRACE_S, os._exit, (128 + signal.SIGTERM,)).start()
+def _in_a_fork(number: int) -> None:
+    """In a process that the script forked: as if nobody had set a handler, but for the workers of a loader.
+
+    A SIGTERM that goes to the whole group must not take the loader before the trainer has saved.
+    """
+    if get_worker_info() is None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    threading.Timer(_WORKER_GRACE_S, os._exit, (128 + number,)).start()
