@@ -29,7 +29,8 @@ import outlast
 
 TEXT = "\n".join(topics[name] for name in sorted(topics))
 ALPHABET = sorted(set(TEXT))
-CODES = torch.tensor([ALPHABET.index(letter) for letter in TEXT], dtype=torch.uint8)
+CODE_OF = {letter: code for code, letter in enumerate(ALPHABET)}
+CODES = torch.frombuffer(bytearray(CODE_OF[letter] for letter in TEXT), dtype=torch.uint8)
 SPLIT = len(CODES) * 4 // 5  # the last fifth is for validation
 
 

@@ -1,8 +1,4 @@
-"""Breaks Outlast in one way, named by $SABOTAGE, in every process of a drill: the drill must notice."""
-
-import os
-
-from outlast.drill.recorder import after_import
+"""Ways to break Outlast, one of them in every process of a drill: the drill must notice."""
 
 
 def generators_not_restored(module):
@@ -90,5 +86,3 @@ PATCHES = {
     "tail run twice": {"outlast.run": tail_run_twice},
     "tail not run": {"outlast.run": tail_not_run},
 }
-
-after_import(PATCHES[os.environ["SABOTAGE"]])
