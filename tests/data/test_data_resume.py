@@ -253,6 +253,24 @@ def test_replay_that_differs_is_said():
     assert "replayed 2 batches" in resumed.notes[-2]
 
 
+def test_a_stateful_loader_over_a_stateless_iterable_promises_less():
+    """torchdata skips wrongly at an epoch's second resume where an iterable data set has no state: `approximate`, said so;
+    one with a state keeps `same-order`."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    class Kept(Streaming):
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    promise, reason = take_over(StatefulDataLoader(Streaming(), 4), seed=1).guarantee
+    assert promise == Guarantee.APPROXIMATE
+    assert "Streaming has no state_dict" in reason
+    assert take_over(StatefulDataLoader(Kept(), 4), seed=1).guarantee[0] == Guarantee.SAME_ORDER
+
+
 def test_a_shorter_replay_is_refused():
     """An iterable that ends before the saved position is an error that names both."""
     source = take_over((torch.tensor(i) for i in range(5)), seed=1)

@@ -40,10 +40,7 @@ class StatefulSource:
         self._stream = self._seeded_stream(0)
         self._batch_size: int | None = getattr(loader, "batch_size", None)
         self.notes = [f"{kind_of(loader)} keeps its own position: used through its state_dict"]
-        self._best = (
-            Guarantee.SAME_ORDER,
-            f"the position is what {kind_of(loader)} makes of its own state; random numbers drawn in its workers are not saved",
-        )
+        self._best = self._promise()
         self.guarantee = self._best
         self.batches_done = 0
         self.samples_done = 0
@@ -89,6 +86,19 @@ class StatefulSource:
             "state": self._state() if self.batches_done else None,
             "stream": self._stream.state(),
         }
+
+    def _promise(self) -> tuple[Guarantee, str]:
+        loader = kind_of(self._loader)
+        dataset = getattr(self._loader, "dataset", None)
+        if isinstance(dataset, IterableDataset) and not _has_state(dataset):
+            # torchdata counts what is to be skipped from the last resume on, not from the epoch's start.
+            reason = (
+                f"{kind_of(dataset)} has no state_dict and load_state_dict, without which {loader} may give wrong samples from "
+                "an epoch's second resume on"
+            )
+            return Guarantee.APPROXIMATE, reason
+        reason = f"the position is what {loader} makes of its own state; random numbers drawn in its workers are not saved"
+        return Guarantee.SAME_ORDER, reason
 
     def _identity(self) -> dict[str, Json]:
         return {
@@ -167,3 +177,7 @@ class StatefulSource:
             self.batches_done += 1
             self.samples_done += samples_in(batch, self._batch_size)
             yield batch
+
+
+def _has_state(thing: Any) -> bool:
+    return callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))
