@@ -8,10 +8,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from data_sets import LOADERS, Backwards, Plain, Streaming, equal, states
+from data_sets import LOADERS, Backwards, Plain, Remembering, Streaming, equal, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import outlast
 from outlast import ConfigError, DataChanged, Guarantee
@@ -236,6 +237,37 @@ def test_changed_data_are_refused(what, monkeypatch):
     take_over(CHANGES[what](), seed=1).begin(1, None)
 
 
+@pytest.mark.parametrize("then", LOADERS)
+@pytest.mark.parametrize("cut", [1, None])
+def test_another_loader_in_another_epoch(then, cut):
+    """What any other loader left, in the middle or at the end of the epoch before, starts this one's epoch at its start; in
+    the middle of the same epoch it is refused."""
+
+    def left_by(name, data):
+        source = take_over(data, seed=3) if data is not None else take_over(LOADERS[name](2, 4), seed=3)
+        batches = source.begin(4, None)
+        for _ in range(cut or 10_000):
+            if next(batches, None) is None:
+                break
+        return source.position()
+
+    expected = list(take_over(LOADERS[then](0, 4), seed=3).begin(5, None))
+    others = {
+        name: None for name in ("shuffled", "user's sampler", "sampler with a state", "torchdata", "list")
+    }
+    others |= {"shorter": StatefulDataLoader(Plain(40), 4, shuffle=True)}
+    others |= {"shorter sampler": DataLoader(Plain(40), 4, sampler=Remembering(40))}
+    for name, data in others.items():
+        if name == then:
+            continue
+        position = left_by(name, data)
+        source = take_over(LOADERS[then](0, 4), seed=3)
+        assert equal(list(source.begin(5, position)), expected), name
+        if position["data"]["kind"] != source.describe()["kind"]:
+            with pytest.raises(DataChanged, match="kind was"):
+                take_over(LOADERS[then](0, 4), seed=3).begin(4, position)
+
+
 def test_replay_that_differs_is_said():
     """An iterable that gives other batches the second time resumes, and promises no more than `approximate`."""
 
@@ -256,7 +288,6 @@ def test_replay_that_differs_is_said():
 def test_a_stateful_loader_over_a_stateless_iterable_promises_less():
     """torchdata skips wrongly at an epoch's second resume where an iterable data set has no state: `approximate`, said so;
     one with a state keeps `same-order`."""
-    from torchdata.stateful_dataloader import StatefulDataLoader
 
     class Kept(Streaming):
         def state_dict(self):

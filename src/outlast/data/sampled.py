@@ -23,7 +23,14 @@ from outlast.data.generators import Generators, Stream
 from outlast.data.mapped import best_guarantee
 from outlast.data.pipeline import Options, Pipeline
 from outlast.data.seeds import Use, derive, triples
-from outlast.data.source import changed_guarantee, check_position, kind_of
+from outlast.data.source import (
+    changed_guarantee,
+    check_position,
+    forgotten_guarantee,
+    has_state,
+    is_own,
+    kind_of,
+)
 
 _END = object()
 
@@ -85,9 +92,7 @@ class SamplerSource:
         )
         self._generators = Generators()
         self._stream = self._seeded_stream(0)
-        self._stateful = callable(getattr(sampler, "state_dict", None)) and callable(
-            getattr(sampler, "load_state_dict", None)
-        )
+        self._stateful = has_state(sampler)
         how = (
             "its state_dict puts it back at a resume"
             if self._stateful
@@ -125,7 +130,10 @@ class SamplerSource:
         self._last = None
         self._on_the_way.clear()
         if position is not None and position["epoch"] != epoch:
-            self._ended, position = position, None
+            self._ended = position if is_own(position, self._identity()) else None
+            if self._ended is None and self._stateful:
+                self.guarantee = min(self._best, forgotten_guarantee(self._sampler))
+            position = None
         if position is not None and position.get("ended"):
             check_position(position, self._identity())
             self._stand_at(position)
@@ -202,7 +210,7 @@ class SamplerSource:
     def _continue_at(self, position: Json, drawing: Iterator[Any]) -> Iterator[Any]:
         same = check_position(position, self._identity())
         self._stand_at(position)
-        if self._stateful and position.get("state") is not None:
+        if self._stateful and same and position.get("state") is not None:
             self._sampler.load_state_dict(copy.deepcopy(position["state"]))
             self._last = _Drawn(None, 0, position["state"])
             with self._stream:

@@ -48,7 +48,8 @@ class Source(Protocol):
         """Start an epoch at a position of `position()`, or at its start; skipping is done when this returns.
 
         A position of another epoch is where that one was left: the epoch starts at its start, and a loader with a state of
-        its own (which may count epochs) goes on from there.
+        its own (which may count epochs) goes on from there. Where another loader left it, or one of other data, it says
+        nothing about this one, and is not looked at.
 
         Raises:
             DataChanged: the position is one of other data.
@@ -78,7 +79,7 @@ def take_over(loader: object, *, seed: int, rank: int = 0, world_size: int = 1) 
 
     if isinstance(loader, DataLoader):
         return loader.source(seed=seed, rank=rank, world_size=world_size)
-    if callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None)):
+    if has_state(loader):
         return StatefulSource(loader, seed=seed, rank=rank)
     if _is_plain_map_loader(loader):
         from outlast.data.takeover import of_torch_loader
@@ -118,6 +119,29 @@ def check_position(position: Json, now: dict[str, Json]) -> bool:
         f"{ACCEPT_CHANGE}=1. Nothing that is saved was changed"
     )
     raise DataChanged(msg)
+
+
+def is_own(position: Json, now: dict[str, Json]) -> bool:
+    """Tell whether a position was left by a source of the same kind, loader and length: its state is good for no other.
+
+    Arguments as in `check_position`. Another seed is no other loader.
+    """
+    saved = position.get("data") or {}
+    return all(saved.get(name) == value for name, value in now.items() if name != "seed")
+
+
+def has_state(thing: Any) -> bool:
+    """Tell whether an object has a `state_dict` and a `load_state_dict`."""
+    return callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))
+
+
+def forgotten_guarantee(thing: object) -> tuple[Guarantee, str]:
+    """Return what an epoch can promise whose order may hang on earlier ones that are not known."""
+    reason = (
+        f"the order of {kind_of(thing)} may depend on earlier epochs, and what it did in them is not known here: the last one "
+        "was read from another loader, or from other data"
+    )
+    return Guarantee.NO_REPEAT_NO_SKIP, reason
 
 
 def kind_of(thing: object) -> str:

@@ -15,7 +15,14 @@ from outlast.data.batches import samples_in
 from outlast.data.generators import Generators, Stream
 from outlast.data.sampled import reseed_generators
 from outlast.data.seeds import Use, derive, triples
-from outlast.data.source import changed_guarantee, check_position, kind_of
+from outlast.data.source import (
+    changed_guarantee,
+    check_position,
+    forgotten_guarantee,
+    has_state,
+    is_own,
+    kind_of,
+)
 from outlast.data.workers import notices_held, shield
 
 _END = object()
@@ -64,10 +71,15 @@ class StatefulSource:
         self._exhausted = False
         self._epoch, self.batches_done, self.samples_done = epoch, 0, 0
         if position is not None and position["epoch"] != epoch:
-            self._ended, position = position, None
+            self._ended = position if self._can_load(position) else None
+            if self._ended is None and not self._is_torchdata:
+                self.guarantee = min(self._best, forgotten_guarantee(self._loader))
+            position = None
         if position is not None:
             if not check_position(position, self._identity()):
                 self.guarantee = changed_guarantee()
+                if not is_own(position, {name: self._identity()[name] for name in ("kind", "loader")}):
+                    return self._hand_out(self._start(epoch, None))
             self.batches_done, self.samples_done = position["batches"], position["samples"]
             if position.get("ended"):
                 self._ended = position
@@ -83,6 +95,7 @@ class StatefulSource:
             "batches": self.batches_done,
             "samples": self.samples_done,
             "ended": self._has_ended(),
+            "made": self._made(),
             "state": self._state() if self.batches_done else None,
             "stream": self._stream.state(),
         }
@@ -90,7 +103,7 @@ class StatefulSource:
     def _promise(self) -> tuple[Guarantee, str]:
         loader = kind_of(self._loader)
         dataset = getattr(self._loader, "dataset", None)
-        if isinstance(dataset, IterableDataset) and not _has_state(dataset):
+        if isinstance(dataset, IterableDataset) and not has_state(dataset):
             # torchdata counts what is to be skipped from the last resume on, not from the epoch's start.
             reason = (
                 f"{kind_of(dataset)} has no state_dict and load_state_dict, without which {loader} may give wrong samples from "
@@ -107,6 +120,20 @@ class StatefulSource:
             "length": self._length(),
             "seed": self._seed,
         }
+
+    def _made(self) -> dict[str, Json]:
+        """What else a state hangs on; torchdata's fits no other number of workers."""
+        described = self.describe()
+        names = ("dataset", "batch_size", "num_workers") if self._is_torchdata else ("dataset",)
+        return {name: described[name] for name in names}
+
+    def _can_load(self, position: Json) -> bool:
+        """Tell whether an earlier epoch's state is this loader's own."""
+        return is_own(position, self._identity()) and position.get("made") == self._made()
+
+    @property
+    def _is_torchdata(self) -> bool:
+        return hasattr(self._loader, "next_iter_state")
 
     def _length(self) -> int | None:
         dataset = getattr(self._loader, "dataset", None)
@@ -133,9 +160,9 @@ class StatefulSource:
         if ended is not None and ended.get("state") is not None:
             self._load(ended["state"])
             making = self._iterate(epoch)
-            # torchdata's (the one with `next_iter_state`) has used up the state by now, and starts the epoch anew below,
+            # torchdata's has used up the state by now, and starts the epoch anew below,
             # under the same seeds as where it ended. Of the others, some first give what was left of the epoch: nothing.
-            if not hasattr(self._loader, "next_iter_state"):
+            if not self._is_torchdata:
                 with self._stream:
                     first = next(making, _END)
                 if first is not _END:
@@ -177,7 +204,3 @@ class StatefulSource:
             self.batches_done += 1
             self.samples_done += samples_in(batch, self._batch_size)
             yield batch
-
-
-def _has_state(thing: Any) -> bool:
-    return callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))
