@@ -2,12 +2,14 @@
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 
 from outlast.drill import bundled
 from outlast.drill.bundled import Options, drill_bundled, train_undisturbed
+from outlast.drill.machine import Machine
 from outlast.drill.schedule import Kind, Planned
 
 INSIDE = Path(__file__).parent / "inside"
@@ -76,3 +78,19 @@ def test_sabotage_is_noticed(sabotage, kind, at_step, hold, says, undisturbed, m
     report = drill(kind, at_step, undisturbed, monkeypatch, SABOTAGE=sabotage, HOLD=hold, grace_s=grace_s)
     assert not report.passed
     assert any(re.search(says, failure) for failure in report.failures), report.failures
+
+
+def test_a_drill_that_is_late_passes_and_says_so(undisturbed, monkeypatch):
+    """Each second kill comes when the resumed run trains already: plain kills are reported, and that the moment was missed."""
+
+    def stop_too_late(machine, _pid):
+        record = machine.log.with_name("record.jsonl")
+        before = record.stat().st_size
+        while record.stat().st_size == before and machine.supervisor is not None:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Machine, "stop", stop_too_late)
+    report = drill(Kind.KILL_WHILE_RESUMING, 9, undisturbed, monkeypatch)
+    assert report.passed, report.failures
+    assert {item.kind for item in report.interruptions} == {"kill-both"}
+    assert [note.split()[0].rstrip(":") for note in report.notes] == ["kill-while-resuming"]

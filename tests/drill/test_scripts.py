@@ -44,48 +44,34 @@ def test_a_script_that_is_protected_comes_through(name):
     assert report.passed, report.failures
     assert report.bit_identical
     assert (report.samples_repeated, report.samples_skipped) == (0, 0)
-    assert len(report.interruptions) == 2
+    assert len(report.interruptions) >= 2  # more where a kill came too late and was tried again
+    assert not any("was not carried out" in note for note in report.notes)
 
 
-def test_a_state_that_was_not_handed_in_is_named(tmp_path):
-    """The EMA trainer without its averaged model in `Run`: the weights come through, the average does not."""
-    path = planted(tmp_path, "ema", ("model=self.model, ema=self.ema,", "model=self.model,"))
-    report = drill(path, interruptions=1, seed=1)
-    assert not report.passed
-    assert any(text.startswith("why:") and "ema (AveragedModel)" in text for text in report.failures)
-
-
-def test_a_counter_that_drives_the_learning_rate_is_named(tmp_path):
-    """A plain Python counter restarts with the process: the learning rates differ, and the counter is named."""
+def test_each_bug_of_a_script_is_named(tmp_path):
+    """A state that was not handed in, a plain counter that drives the learning rate, and a bare enumerate: all three."""
     path = planted(
         tmp_path,
-        "lm",
+        "ema",
+        ("model=self.model, ema=self.ema,", "model=self.model,"),
+        (" scheduler=self.scheduler\n", "\n"),
+        ("        for epoch in", "        seen = 0\n        for epoch in"),
         (
-            "    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=STEPS)\n",
-            "    seen = 0\n",
+            "for batch, target in self.run.batches(self.train_loader):",
+            "for _, (batch, target) in enumerate(self.run.batches(self.train_loader)):",
         ),
-        (", scheduler=scheduler", ""),
         (
-            "        scheduler.step()\n",
-            "        seen += 1\n        optimizer.param_groups[0]['lr'] = 1e-2 / (1 + seen)\n",
+            "                self.scheduler.step()\n",
+            "                seen += 1\n                self.optimizer.param_groups[0]['lr'] = 1e-2 / (1 + seen)\n",
         ),
     )
     report = drill(path, interruptions=1, seed=1, steps=40)
     assert not report.passed and report.steps == 40
     assert any("learning rate" in text for text in report.failures)
-    assert any(text.startswith("why: the variable seen ends as") for text in report.failures)
-
-
-def test_a_bare_enumerate_is_named(tmp_path):
-    """`enumerate(run.batches(...))` counts from 0 after every resume: accumulation by that index goes wrong."""
-    path = planted(
-        tmp_path,
-        "gan",
-        ("in run.enumerate(dataloader)", "in enumerate(run.batches(dataloader))"),
-    )
-    report = drill(path, interruptions=1, seed=3)
-    assert not report.passed
-    assert any("enumerate(run.batches(...)) counts from 0" in text for text in report.failures)
+    whys = [text for text in report.failures if text.startswith("why:")]
+    assert any("ema (AveragedModel)" in text for text in whys), whys
+    assert any("the variable seen ends as" in text for text in whys), whys
+    assert any("enumerate(run.batches(...)) counts from 0" in text for text in whys), whys
 
 
 @pytest.mark.parametrize(
@@ -105,7 +91,7 @@ def test_a_script_that_is_not_protected_is_told_why_at_once(name, says, tmp_path
 def test_a_script_that_is_not_reproducible_is_judged_on_its_order(tmp_path):
     """Weights that nobody seeds differ from run to run: said so, and held to order, position and steps lost."""
     path = planted(tmp_path, "ema", ("    Trainer().fit()", SEEDLESS))
-    report = drill(path, interruptions=1, seed=1)
+    report = drill(path, interruptions=1, seed=1, steps=40)
     assert report.passed, report.failures
     assert report.bit_identical is None
     assert any("not reproducible by itself" in note for note in report.notes)

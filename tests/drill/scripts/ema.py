@@ -1,7 +1,7 @@
 """A trainer with an averaged model, clipped gradients, a warm-up, and the best metric so far."""
 
 import torch
-from sklearn.datasets import load_digits
+from digits import load_digits
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

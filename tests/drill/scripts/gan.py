@@ -1,7 +1,7 @@
 """A Wasserstein GAN on handwritten digits: the critic is trained five times as often as the generator."""
 
 import torch
-from sklearn.datasets import load_digits
+from digits import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

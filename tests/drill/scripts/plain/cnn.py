@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from digits import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
