@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from field.torchless import Trainer, events
 from launch import Lab, agent_of, alive, children, eventually, history, pids
 
 Belongings = set[tuple[str, str]]
@@ -167,3 +169,28 @@ def test_a_snapshot_that_was_complete_when_the_trainer_was_killed_becomes_durabl
     os.kill(agent, signal.SIGCONT)
     assert lab.committed(5)["step"] == 5
     lab.nothing_left()
+
+
+def test_metrics_that_only_the_killed_agent_had_are_in_the_ledger_once(
+    trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Those that were durable before are not written again, and those that were not reach the next agent."""
+    root = tmp_path / "run"
+
+    def logged() -> list[int]:
+        return [record["step"] for record in events(root) if record["kind"] == "metrics"]
+
+    training = trainer()
+    for step, state in ((1, b"one"), (2, b"two")):
+        training.link.add_events([{"kind": "metrics", "attempt": 1, "step": step, "values": {"loss": 0.5}}])
+        training.save_and_wait(step, state)
+    assert logged() == [1, 2]
+    training.link.add_events([{"kind": "metrics", "attempt": 1, "step": 3, "values": {"loss": 0.25}}])
+    training.link.flush_events()
+    first = training.link._own_agent
+    assert first is not None
+    first.kill()
+    first.wait()
+    eventually("a new agent is there", lambda: training.agent != first.pid)
+    training.close()
+    assert logged() == [1, 2, 3]

@@ -11,7 +11,7 @@ import msgspec
 from outlast._errors import OutlastError
 from outlast._process import process_id
 from outlast.agent.claim import superseded_by, utc_now
-from outlast.checkpoint.events import EventLog
+from outlast.agent.ledger import Ledger
 from outlast.checkpoint.manifest import AttemptRecord
 from outlast.store.base import Store
 
@@ -23,7 +23,7 @@ class Heartbeat:
     """Beats in a thread of its own, so that a long save does not make a live attempt look gone."""
 
     def __init__(
-        self, store: Store, record: AttemptRecord, events: EventLog, *, superseded: Callable[[str], None]
+        self, store: Store, record: AttemptRecord, events: Ledger, *, superseded: Callable[[str], None]
     ) -> None:
         self._store = store
         self._record = record

@@ -25,6 +25,7 @@ from outlast.agent.protocol import (
     Bye,
     Ending,
     Events,
+    EventsKept,
     Hello,
     Message,
     NoticeHeard,
@@ -68,8 +69,11 @@ class Link:
         self._unsaved: dict[int, Snapshot] = {}
         self._saved: dict[int, Saved] = {}
         self._events: list[dict[str, object]] = []
+        self._sent_events: list[dict[str, object]] = []
+        self._kept_events = 0
         self._lost_s: list[float] = []
         self._leaving = False
+        self._outcome: Ending = "error"
         self._failure: OutlastError | None = None
         self.page: ControlPage | None = None
         self.welcome: Welcome | None = None
@@ -177,6 +181,7 @@ class Link:
         with self._lock:
             self._flush_events()
             self._leaving = True
+            self._outcome = outcome
             if self.page is not None:
                 self.page[Word.PHASE] = Phase.ENDED
             self._try_send(Bye(outcome=outcome))
@@ -212,7 +217,11 @@ class Link:
                 if not self._reconnect():
                     return
                 continue
-            if isinstance(message, Saved):
+            if isinstance(message, EventsKept):
+                with self._lock:
+                    del self._sent_events[: max(message.count - self._kept_events, 0)]
+                    self._kept_events = max(message.count, self._kept_events)
+            elif isinstance(message, Saved):
                 with self._changed:
                     self._unsaved.pop(message.number, None)
                     self._saved[message.number] = message
@@ -266,12 +275,15 @@ class Link:
                     page[word] = old[word]
             self.page = page
             self._wire, self._own_agent = wire, process
+            self._kept_events = 0
             for index, arena in self._arenas.items():
                 self._try_send(ArenaMessage(index=index), (arena.fd,))
+            if self._sent_events:
+                self._try_send(Events(records=tuple(self._sent_events)))
             for number in sorted(self._unsaved):
                 self._try_send(self._unsaved[number])
             if self._leaving:
-                self._try_send(Bye(outcome="error"))
+                self._try_send(Bye(outcome=self._outcome))
             self._changed.notify_all()
 
     def _fail(self, error: OutlastError) -> bool:
@@ -284,6 +296,7 @@ class Link:
     def _flush_events(self) -> None:
         if self._events:
             events, self._events = self._events, []
+            self._sent_events += events  # until the agent has them durable: it may be killed alone before
             self._try_send(Events(records=tuple(events)))
 
     def _try_send(self, message: Message, fds: tuple[int, ...] = ()) -> None:

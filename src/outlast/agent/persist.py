@@ -13,8 +13,8 @@ import msgspec
 from outlast._errors import OutlastError, StoreError
 from outlast._types import Reason
 from outlast.agent.claim import superseded_by, utc_now
+from outlast.agent.ledger import Ledger
 from outlast.agent.protocol import Saved, Snapshot
-from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.manifest import AttemptRecord, CheckpointId
 from outlast.checkpoint.writer import SaveHeader, commit, write_rank
 from outlast.snapshot.arena import Arena
@@ -56,7 +56,7 @@ class Persister:
         store: Store,
         record: AttemptRecord,
         rank: int,
-        events: EventLog,
+        events: Ledger,
         *,
         answer: Callable[[Saved], None],
         superseded: Callable[[str], None],

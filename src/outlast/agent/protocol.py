@@ -155,6 +155,12 @@ class Events(Message, frozen=True):
     records: tuple[dict[str, Json], ...]
 
 
+class EventsKept(Message, frozen=True):
+    """Agent: so many of the records that this connection brought, from the first on, are durable."""
+
+    count: int
+
+
 class NoticeHeard(Message, frozen=True):
     """Trainer: a signal reached this process (and perhaps not the agent)."""
 
@@ -169,5 +175,16 @@ class Bye(Message, frozen=True):
 
 
 AnyMessage = (
-    Hello | Offer | Accept | Welcome | Refuse | ArenaMessage | Snapshot | Saved | Events | NoticeHeard | Bye
+    Hello
+    | Offer
+    | Accept
+    | Welcome
+    | Refuse
+    | ArenaMessage
+    | Snapshot
+    | Saved
+    | Events
+    | EventsKept
+    | NoticeHeard
+    | Bye
 )

@@ -15,6 +15,7 @@ from outlast._types import Json, Reason
 from outlast.agent.alive import Heartbeat
 from outlast.agent.claim import Waits, utc_now
 from outlast.agent.control import ControlPage, Phase, Stop, Word
+from outlast.agent.ledger import Ledger
 from outlast.agent.opening import Opening
 from outlast.agent.persist import Persister, Task
 from outlast.agent.place import open_place
@@ -24,6 +25,7 @@ from outlast.agent.protocol import (
     Bye,
     Ending,
     Events,
+    EventsKept,
     Hello,
     NoticeHeard,
     Refuse,
@@ -60,7 +62,7 @@ class Claimed:
     hello: Hello
     store: Store
     record: AttemptRecord
-    events: EventLog
+    events: Ledger
     page: ControlPage
     persister: Persister
     heartbeat: Heartbeat
@@ -217,7 +219,7 @@ class Session:
 
     def _start(self, hello: Hello, store: Store, record: AttemptRecord) -> None:
         page = ControlPage.create()
-        events = EventLog(store, record.attempt, record.nonce, hello.rank)
+        events = Ledger(EventLog(store, record.attempt, record.nonce, hello.rank), self._events_kept)
         persister = Persister(
             store,
             record,
@@ -261,7 +263,7 @@ class Session:
                 for record in message.records:
                     if record.get("kind") == "exception":
                         self.exception = str(record.get("text", ""))
-                    claimed.events.add(record)
+                    claimed.events.take(record)
                     if record.get("kind") == "resume":
                         claimed.heartbeat.beat_now()
             case NoticeHeard():
@@ -293,6 +295,10 @@ class Session:
             self._wire.send(saved)
         except Closed:
             pass  # the trainer is gone; what it handed over is being made durable all the same
+
+    def _events_kept(self, count: int) -> None:
+        with contextlib.suppress(Closed):  # the trainer is gone, and need not know
+            self._wire.send(EventsKept(count=count))
 
     def _superseded(self, why: str) -> None:
         self._say(why)
