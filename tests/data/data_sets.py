@@ -94,6 +94,34 @@ class Remembering(Sampler):
         self.epoch, self.done = state["epoch"], state["done"]
 
 
+class Counting(Sampler):
+    """A sampler that counts its own epochs, when one ends, and shuffles by that alone."""
+
+    def __init__(self, length):
+        self.length, self.epoch = length, 0
+
+    def __iter__(self):
+        yield from np.random.default_rng(self.epoch).permutation(self.length).tolist()
+        self.epoch += 1
+
+    def __len__(self):
+        return self.length
+
+
+class ShufflingInPlace(Sampler):
+    """A batch sampler that shuffles its list of batches in place."""
+
+    def __init__(self, length, size):
+        self.batches = [list(range(at, min(at + size, length))) for at in range(0, length, size)]
+
+    def __iter__(self):
+        random.shuffle(self.batches)
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
 def stateful(workers, batch):
     from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -126,6 +154,12 @@ LOADERS = {
     ),
     "user's batch sampler": lambda w, b: DataLoader(
         Drawing(310), batch_sampler=OddBatches(Backwards(Drawing(310)), b, False), num_workers=w
+    ),
+    "counting sampler": lambda w, b: DataLoader(
+        Drawing(), b, sampler=Counting(150), num_workers=w, drop_last=True
+    ),
+    "shuffling in place": lambda w, b: DataLoader(
+        Drawing(), batch_sampler=ShufflingInPlace(150, b), num_workers=w
     ),
     "sampler with a state": lambda w, b: DataLoader(Drawing(), b, sampler=Remembering(150), num_workers=w),
     "lists of indices": lambda w, b: DataLoader(

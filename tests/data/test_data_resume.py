@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from data_sets import LOADERS, Backwards, Plain, Remembering, Streaming, equal, states
+from data_sets import LOADERS, Backwards, Counting, Plain, Remembering, Streaming, equal, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
@@ -243,8 +244,9 @@ def test_another_loader_in_another_epoch(then, cut):
     """What any other loader left, in the middle or at the end of the epoch before, starts this one's epoch at its start; in
     the middle of the same epoch it is refused."""
 
+    @cache
     def left_by(name, data):
-        source = take_over(data, seed=3) if data is not None else take_over(LOADERS[name](2, 4), seed=3)
+        source = take_over(data or LOADERS[name](2, 4), seed=3)
         batches = source.begin(4, None)
         for _ in range(cut or 10_000):
             if next(batches, None) is None:
@@ -346,6 +348,67 @@ def test_a_sampler_that_draws_otherwise_is_said():
     assert len(list(resumed.begin(0, source.position()))) == 248
     assert resumed.guarantee[0] == Guarantee.APPROXIMATE
     assert "drew other indices" in resumed.notes[-1]
+
+
+@pytest.mark.parametrize("name", ["counting sampler", "shuffling in place"])
+@pytest.mark.parametrize("breaks", [None, 20])
+def test_a_sampler_that_depends_on_earlier_epochs(name, breaks):
+    """It is made to draw the epochs before, also ones that were left early, and then gives the order of an undisturbed run."""
+
+    def make():
+        return take_over(LOADERS[name](2, 4), seed=3)
+
+    def epoch_of(source, epoch, position=None):
+        batches = source.begin(epoch, position)
+        return [batch for _, batch in zip(range(breaks or 10_000), batches, strict=False)]
+
+    undisturbed, position = make(), None
+    for epoch in range(5):
+        expected, resumed = epoch_of(undisturbed, epoch, position), make()
+        assert equal(epoch_of(resumed, epoch, position), expected)
+        assert resumed.guarantee[0] == Guarantee.BIT_EXACT
+        assert ("those of earlier epochs" in resumed.notes[-1]) == (epoch > 0)
+        position = json.loads(json.dumps(undisturbed.position()))
+        assert resumed.position() == position
+    assert len(position["past"]["spans"]) == 1, "like epochs are kept as one"
+
+
+def test_a_past_that_cannot_be_drawn_again_promises_less(monkeypatch):
+    """Where the past is too long, unknown, of another loader in between, or comes out otherwise, the promise is lower and
+    names the sampler; a sampler that is told its epoch, and torch's own, need no past."""
+
+    def make(kind=Counting):
+        return take_over(DataLoader(Plain(40), 4, sampler=kind(40)), seed=3)
+
+    def left(kind=Counting, epochs=(0, 1)):
+        source = make(kind)
+        for epoch in epochs:
+            list(source.begin(epoch, None))
+        return source.position()
+
+    def promise(position, kind=Counting):
+        source = make(kind)
+        next(source.begin(2, position))
+        return source.guarantee
+
+    class Told(Counting):
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    class Moody(Counting):
+        def __iter__(self):
+            return iter(np.random.default_rng().permutation(40).tolist())
+
+    assert promise(left())[0] == Guarantee.BIT_EXACT
+    assert promise(left(Told), Told)[0] == Guarantee.BIT_EXACT
+    assert left(Told)["past"] is None
+    assert promise(left(Moody), Moody)[0] == Guarantee.APPROXIMATE
+    gap = promise(left(epochs=(-1, 1)))
+    foreign = promise(take_over(LOADERS["list"](0, 4), seed=3).position())
+    monkeypatch.setattr("outlast.data.sampled._REPLAYED_DRAWS", 79)
+    for lowered, reason in (gap, foreign, promise(left())):
+        assert lowered == Guarantee.NO_REPEAT_NO_SKIP
+        assert "Counting may depend on earlier epochs" in reason
 
 
 def test_what_is_no_loader_is_refused():

@@ -21,6 +21,7 @@ from outlast._types import Guarantee, Json
 from outlast.data.fetch import Request
 from outlast.data.generators import Generators, Stream
 from outlast.data.mapped import best_guarantee
+from outlast.data.past import Past, past_of
 from outlast.data.pipeline import Options, Pipeline
 from outlast.data.seeds import Use, derive, triples
 from outlast.data.source import (
@@ -33,6 +34,13 @@ from outlast.data.source import (
 )
 
 _END = object()
+
+_REPLAYED_DRAWS = 10_000_000
+_REPLAYED_S = 60.0
+"""Up to so many draws and seconds, a sampler is made to draw its earlier epochs again: some seconds in most cases."""
+
+_AT_ONCE = 65_536
+"""Draws of a replay that are held at a time: 2 MB of integers."""
 
 
 class _Drawn(NamedTuple):
@@ -49,7 +57,9 @@ class SamplerSource:
     The sampler is iterated under generators seeded from (seed, epoch): torch's, numpy's, python's and any that it holds.
     So a resume draws the same indices again and throws away those that were used; nothing is fetched for them. A sampler
     that has a `state_dict` is put back by it instead. Indices are drawn when a batch is asked for (as early as workers
-    prefetch it), never further ahead, and the trainer's generators do not notice. Ranks draw differently, unless the
+    prefetch it), never further ahead, and the trainer's generators do not notice. One that is not torch's own and is not told
+    its epoch (it has no `set_epoch`) may count epochs itself, or shuffle in place: in a new process it is first made to draw
+    its earlier epochs again. Ranks draw differently, unless the
     sampler knows of ranks itself (it has `rank` or `num_replicas`).
 
     Args:
@@ -93,6 +103,7 @@ class SamplerSource:
         self._generators = Generators()
         self._stream = self._seeded_stream(0)
         self._stateful = has_state(sampler)
+        self._past = None if self._stateful else past_of(_parts(sampler))
         how = (
             "its state_dict puts it back at a resume"
             if self._stateful
@@ -131,7 +142,7 @@ class SamplerSource:
         self._on_the_way.clear()
         if position is not None and position["epoch"] != epoch:
             self._ended = position if is_own(position, self._identity()) else None
-            if self._ended is None and self._stateful:
+            if self._ended is None and (self._stateful or (self._past is not None and not self._past.begun)):
                 self.guarantee = min(self._best, forgotten_guarantee(self._sampler))
             position = None
         if position is not None and position.get("ended"):
@@ -139,6 +150,7 @@ class SamplerSource:
             self._stand_at(position)
             self._ended = position
             return iter(())
+        self._draw_earlier_epochs(position or self._ended, epoch)
         drawing = self._start(epoch)
         if position is not None:
             drawing = self._continue_at(position, drawing)
@@ -147,7 +159,8 @@ class SamplerSource:
     def position(self) -> Json:
         if self._ended is not None:
             return self._ended
-        last = self._last
+        last, length = self._last, self._known_length()
+        ended = length is not None and self.batches_done >= length
         return {
             "data": self._identity(),
             "epoch": self._epoch,
@@ -158,7 +171,8 @@ class SamplerSource:
             "world_size": self._world_size,
             "last": None if last is None else _digest(last.indices),
             "state": None if last is None else last.state,
-            "ended": self._known_length() is not None and self.batches_done >= (self._known_length() or 0),
+            "past": None if self._past is None else self._past.state(ended=ended),
+            "ended": ended,
         }
 
     def _seeded_stream(self, epoch: int) -> Stream:
@@ -184,9 +198,61 @@ class SamplerSource:
         except TypeError:
             return None
 
+    def _draw_earlier_epochs(self, position: Json, epoch: int) -> None:
+        """Let a sampler that may depend on its earlier epochs stand as it did, or promise less."""
+        past = self._past
+        if past is None or past.begun or position is None:
+            return
+        if position.get("past") is not None:
+            past.load(position["past"], epoch)
+        if position.get("past") is None or (position["epoch"] != epoch and not past.whole):
+            past.forget()
+            self.guarantee = min(self._best, forgotten_guarantee(self._sampler))
+            return
+        started, total, expected, found = time.monotonic(), past.draws, past.order, None
+        for done, (earlier, draws, ended) in enumerate(list(past.epochs())):
+            if total > _REPLAYED_DRAWS or time.monotonic() - started > _REPLAYED_S:
+                past.forget(kept=done)
+                reason = (
+                    f"the order of {kind_of(self._sampler)} may depend on earlier epochs, and to draw their {total:,} indices "
+                    "again takes too long; give it a set_epoch, or a state_dict and a load_state_dict"
+                )
+                self.guarantee = min(self._best, (Guarantee.NO_REPEAT_NO_SKIP, reason))
+                return
+            found = self._draw_again(earlier, draws, ended=ended)
+        if total:
+            self.notes.append(
+                f"drew {total:,} indices of {kind_of(self._sampler)} again, those of earlier epochs, on which its order may "
+                f"depend: {time.monotonic() - started:.1f} s. A set_epoch or a state_dict would spare that"
+            )
+        if None not in {expected, found} and expected != found:
+            reason = f"{kind_of(self._sampler)} drew other indices for an earlier epoch than before, though under the same seeds"
+            self.guarantee = min(self._best, (Guarantee.APPROXIMATE, reason))
+            self.notes.append(reason)
+
+    def _draw_again(self, epoch: int, draws: int, *, ended: bool) -> str | None:
+        drawing = self._iterate(epoch)
+        again = Past()
+        again.enter(epoch)
+        with self._stream:
+            while draws > 0:
+                chunk = list(islice(drawing, min(draws, _AT_ONCE)))
+                if not chunk:
+                    break
+                for part in chunk if self._gives_batches else [chunk]:
+                    again.drew(1, part, ended=False)
+                draws -= len(chunk)
+            if (
+                ended
+            ):  # it may count what it did when it is asked for more; a last short batch was dropped, too
+                deque(islice(drawing, _AT_ONCE), maxlen=0)
+        return again.digest()
+
     def _start(self, epoch: int) -> Iterator[Any]:
         """Iterate the sampler from the epoch's start, as every attempt does."""
         ended, self._ended = self._ended, None
+        if self._past is not None:
+            self._past.enter(epoch)
         if self._stateful and ended is not None and ended.get("state") is not None:
             # It may count epochs in its state. Put back at an epoch's end, some give an empty rest first, some the next
             # epoch at once.
@@ -229,12 +295,12 @@ class SamplerSource:
                 f"{self._world_size}"
             )
             self.guarantee = Guarantee.APPROXIMATE, reason
-        elif position["batch_size"] != self._batch_size:
-            reason = f"the batch size was {position['batch_size']} and is {self._batch_size}"
-            self.guarantee = min(self._best, (Guarantee.SAME_ORDER, reason))
         elif position["last"] not in {None, _digest(last)}:
             reason = f"{kind_of(self._sampler)} drew other indices than before, though under the same seeds"
             self.guarantee = Guarantee.APPROXIMATE, reason
+        elif position["batch_size"] != self._batch_size:
+            reason = f"the batch size was {position['batch_size']} and is {self._batch_size}"
+            self.guarantee = min(self.guarantee, (Guarantee.SAME_ORDER, reason))
         if self.guarantee < self._best:
             self.notes.append(self.guarantee[1])
         return drawing
@@ -248,6 +314,8 @@ class SamplerSource:
             keep = 1 if in_batches else min(count, position.get("batch_size") or 1)
             skipped = sum(1 for _ in islice(drawing, max(count - keep, 0)))
             kept = list(islice(drawing, min(keep, count)))
+        if self._past is not None:
+            self._past.drew(skipped + len(kept), None, ended=False)
         if skipped + len(kept) < count:
             msg = (
                 f"{kind_of(self._sampler)} ended after {skipped + len(kept):,} draws, and the saved position is after {count:,}: "
@@ -275,14 +343,18 @@ class SamplerSource:
             at += size
 
     def _draw(self, drawing: Iterator[Any]) -> Any:
-        if self._gives_batches:
-            batch = next(drawing, _END)
-            return batch if batch is _END or isinstance(batch, (list, tuple)) else list(batch)  # type: ignore[call-overload]  # an iterable of indices
-        if self._batch_size is None:
-            return next(drawing, _END)
-        indices = list(islice(drawing, self._batch_size))
-        short = len(indices) < self._batch_size
-        return _END if not indices or (short and self._drop_last) else indices
+        """Draw what makes a batch, and take note of it for a resume in a later epoch."""
+        if self._gives_batches or self._batch_size is None:
+            indices = next(drawing, _END)
+            if self._gives_batches and indices is not _END and not isinstance(indices, (list, tuple)):
+                indices = list(indices)  # type: ignore[call-overload]  # an iterable of indices
+            count, short = int(indices is not _END), indices is _END
+        else:
+            indices = list(islice(drawing, self._batch_size))
+            count, short = len(indices), len(indices) < self._batch_size
+        if self._past is not None:
+            self._past.drew(count, indices, ended=short)
+        return _END if short and (self._drop_last or not count) else indices
 
     def _hand_out(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
