@@ -218,6 +218,7 @@ class SamplerSource:
                     "again takes too long; give it a set_epoch, or a state_dict and a load_state_dict"
                 )
                 self.guarantee = min(self._best, (Guarantee.NO_REPEAT_NO_SKIP, reason))
+                self.notes.append(reason)
                 return
             found = self._draw_again(earlier, draws, ended=ended)
         if total:
