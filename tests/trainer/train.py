@@ -134,7 +134,7 @@ for epoch in run.epochs(int(os.environ.get("T_EPOCHS", "3"))):
         time.sleep(float(os.environ.get("T_SLEEP", "0")))
     write("tail-begin", epoch=epoch)
     run.vars.best = min(run.vars.best, loss.item() if "loss" in globals() else run.vars.best)
-    come_to(f"tail:{epoch}", stop=run.should_stop)
+    come_to(f"tail:{epoch}", stop=run.should_stop if os.environ.get("T_ASKS") else lambda: False)
     scheduler.step()
     write("tail-end", epoch=epoch)
 write(

@@ -161,7 +161,7 @@ class Keeper:
         """
         self._stay_away()
         self._superseded_if_so(f"leaving at epoch {epoch}, step {step}")
-        preempted = self._signals.stop or self.page[Word.STOP] == Stop.LEAVE
+        preempted = not (self._signals.interrupted or self.page[Word.INTERRUPTS]) or self._signals.stop
         self._ending = "preempted" if preempted else "interrupted"
         number = self._saver.last_number
         if not cut and (self._changed or (number is None and self._saved_as is None)):
