@@ -43,8 +43,9 @@ def disturbed(*, resumed_at=5, kind=Kind.KILL_BOTH, late=(), saved=()):
 FIRST, LAST = Saved(1, 4, 0, "aaaa", 4.5), Saved(2, 16, 0, "bbbb", 66.2)
 
 
-def judged(course, final=None, commits=(FIRST, LAST)):
-    evidence = Evidence(commits, {1: 2, 2: 3}, {2: "bit-exact"}, final or {"model.w": "1"}, INTERVAL)
+def judged(course, final=None, commits=(FIRST, LAST), *, saves_its_end=True):
+    final = final or {"model.w": "1"}
+    evidence = Evidence(commits, {1: 2, 2: 3}, {2: "bit-exact"}, final, INTERVAL, saves_its_end)
     return judge(undisturbed(), {"model.w": "1"}, course, evidence)
 
 
@@ -74,12 +75,13 @@ def test_a_checkpoint_that_was_on_the_store_is_not_given_up():
 
 
 def test_a_run_that_ends_well_has_its_last_step_on_the_store():
-    """Exit 0 and no commit of step 16 is a failure, but for a trainer whose agent was killed: it goes on alone."""
+    """Exit 0 and no commit of step 16 is a failure, but for a loop that is left, or whose agent was killed at last."""
     report = judged(disturbed(saved=[FIRST]), commits=(FIRST,))
     assert report.failures == (
         "it ended with 0 at step 16, and the newest checkpoint on the store is of step 4",
     )
     assert judged(disturbed(kind=Kind.KILL_AGENT, saved=[FIRST]), commits=(FIRST,)).passed
+    assert judged(disturbed(saved=[FIRST]), commits=(FIRST,), saves_its_end=False).passed
 
 
 def test_what_came_too_late_is_a_note():

@@ -29,6 +29,8 @@ class Evidence:
     guarantees: Mapping[int, str]
     final: Mapping[str, str] | None
     interval_steps: int
+    saves_its_end: bool = True
+    """Whether the loop ends by itself, which makes its end durable; a script may also leave it."""
 
 
 def judge(
@@ -113,7 +115,8 @@ def _without_its_end(course: Course, evidence: Evidence) -> list[str]:
     alone = bool(course.happened) and course.happened[-1].planned.kind is Kind.KILL_AGENT
     newest = evidence.commits[-1].step if evidence.commits else 0
     last = last_step(course.lines)
-    if course.failures or course.exit_code != 0 or alone or newest >= last:
+    ended_well = not course.failures and course.exit_code == 0
+    if not ended_well or alone or not evidence.saves_its_end or newest >= last:
         return []
     return [f"it ended with 0 at step {last}, and the newest checkpoint on the store is of step {newest}"]
 

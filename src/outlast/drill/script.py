@@ -100,6 +100,7 @@ def drill_script(command: Sequence[str], options: ScriptOptions, show: Show = la
         guarantees=on_store.guarantees(store),
         final=_final(third.end, second.end),
         interval_steps=interval,
+        saves_its_end=_saves_its_end(first),
     )
     report = judge(
         expected, _final(first.end, second.end), found, evidence, reproducible=reproducible, notes=notes
@@ -161,6 +162,11 @@ def _read_end(folder: Path) -> _End | None:
         return None
     found = json.loads(ends[-1].read_text())
     return _End(found["state"], found["unhanded"], found["variables"], found["facts"])
+
+
+def _saves_its_end(trained: _Trained) -> bool:
+    saved = on_store.commits(trained.folder / "store")
+    return bool(saved) and saved[-1].step >= last_step(trained.course.lines)
 
 
 def _final(end: _End | None, other: _End | None) -> dict[str, str] | None:
