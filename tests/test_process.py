@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from outlast import ConfigError
-from outlast._process import World, job_id, launch_id, process_alive, process_id, world
+from outlast._process import World, job_and_restarts, job_id, launch_id, process_alive, process_id, world
 
 
 def test_a_process_alone_is_rank_0_of_1():
@@ -35,13 +35,13 @@ def test_contradicting_variables_are_refused(env):
 
 
 def test_a_job_keeps_its_id_when_it_is_started_again():
-    """The array task is part of it; outside of a scheduler there is none."""
+    """And how often that was stands beside it. The array task is part of it; outside of a scheduler there is none."""
     assert job_id({}) is None
-    assert (
-        job_id({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"})
-        == job_id({"SLURM_JOB_ID": "7"})
-        == "slurm-7"
-    )
+    again = job_id({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"})
+    assert (job_id({"SLURM_JOB_ID": "7"}), again) == ("slurm-7", "slurm-7#1")
+    assert job_and_restarts("slurm-7") == ("slurm-7", 0)
+    assert job_and_restarts(again) == ("slurm-7", 1)
+    assert job_and_restarts(None) == (None, 0)
     array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
     assert job_id(array) == "slurm-7_2"
     assert job_id({"SKYPILOT_TASK_ID": "sky-1"}) == "skypilot-sky-1"
@@ -53,6 +53,7 @@ def test_a_launch_is_the_agents_then_torchelastics_then_the_jobs():
     elastic = {**job, "TORCHELASTIC_RUN_ID": "abc"}
     assert launch_id({**elastic, "OUTLAST_LAUNCH_ID": "x"}) == "x"
     assert launch_id(elastic) == "torchelastic-abc"
+    assert launch_id({**job, "SLURM_RESTART_COUNT": "2"}) == "slurm-7"
     assert launch_id(job) == launch_id({**job, "TORCHELASTIC_RUN_ID": "none"}) == "slurm-7"
     assert launch_id({}) != launch_id({})
 

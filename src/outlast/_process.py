@@ -52,7 +52,19 @@ def world(env: Mapping[str, str]) -> World:
 
 
 def job_id(env: Mapping[str, str]) -> str | None:
-    """The scheduler's job, the same when the scheduler starts it again; None outside of one."""
+    """The scheduler's job, e.g. `slurm-5`, and `slurm-5#1` once Slurm has started it again; None outside of one."""
+    job = _job(env)
+    restarts = _number(env, "SLURM_RESTART_COUNT")
+    return f"{job}#{restarts}" if job is not None and job.startswith("slurm-") and restarts else job
+
+
+def job_and_restarts(job_id: str | None) -> tuple[str | None, int]:
+    """The job of a `job_id`, the same whenever it is started again, and how often it was, where that is known."""
+    job, _, restarts = (job_id or "").partition("#")
+    return job or None, int(restarts) if restarts.isdecimal() else 0
+
+
+def _job(env: Mapping[str, str]) -> str | None:
     if env.get("SLURM_ARRAY_JOB_ID") and env.get("SLURM_ARRAY_TASK_ID"):
         return f"slurm-{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     if env.get("SLURM_JOB_ID"):
@@ -70,7 +82,7 @@ def launch_id(env: Mapping[str, str]) -> str:
     elastic = env.get("TORCHELASTIC_RUN_ID", "none")
     if elastic != "none":  # torchrun's default, the same for everybody
         return f"torchelastic-{elastic}"
-    return job_id(env) or secrets.token_hex(8)
+    return _job(env) or secrets.token_hex(8)
 
 
 def process_id(pid: int | None = None) -> ProcessId:

@@ -9,17 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import msgspec
-
 from outlast._errors import RunAlive
-from outlast._process import process_alive
+from outlast._process import job_and_restarts, process_alive
 from outlast._types import FORMAT_VERSION, Json
+from outlast.agent.signs import agents_now, have_ended, newest_parts
 from outlast.checkpoint import catalog
 from outlast.checkpoint.manifest import (
     AttemptRecord,
     ProcessId,
     attempt_key,
-    events_folder,
     seal,
 )
 from outlast.store.base import Store
@@ -88,38 +86,48 @@ def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], No
         RunAlive: it lives.
     """
     newest = max(catalog.attempts(store), default=0)
-    record = catalog.read_attempt(store, newest) if newest else None
-    if record is None or _may_supersede(record, claimant):
+    if newest == 0 or claimant.take_over:
         return newest
+    record = catalog.read_attempt(store, newest)
+    if record is not None and _is_our_own_past(record, claimant):
+        return newest
+    nonce = record.nonce if record else None
     started = time.monotonic()
     told = False
-    seen = _newest_part(store, record)
+    seen = newest_parts(store, newest, nonce)
     while True:
-        trainer = process_alive(record.trainer)
-        agent = process_alive(record.agent) or process_alive(_agent_now(store, record))
+        parts = newest_parts(store, newest, nonce)
+        trainer = process_alive(record.trainer) if record else None
         if trainer is None:
-            if _has_ended(store, record):
+            if have_ended(store, parts):
                 return newest
-            now_seen = _newest_part(store, record)
-            if now_seen != seen:
-                raise RunAlive(_alive_message(store, record, claimant, "it has just written to the store"))
+            if parts != seen:
+                raise RunAlive(
+                    _alive_message(store, newest, record, claimant, "it has just written to the store")
+                )
+            agents = [] if record else agents_now(store, parts)
+            if agents == [claimant.agent]:  # it was this agent's own script, which has ended
+                return newest
             if time.monotonic() - started >= waits.silent_s:
+                if living := [agent for agent in agents if process_alive(agent)]:
+                    sign = f"its agent is process {living[0].pid}"
+                    raise RunAlive(_alive_message(store, newest, record, claimant, sign))
                 return newest
             wait_s, why = waits.silent_s, "and cannot be asked from here: waiting whether it still writes"
         elif trainer:
-            raise RunAlive(
-                _alive_message(store, record, claimant, f"its trainer is process {record.trainer.pid}")
-            )
-        elif agent:
+            sign = f"its trainer is process {record.trainer.pid}" if record else ""
+            raise RunAlive(_alive_message(store, newest, record, claimant, sign))
+        elif living := [agent for agent in _agents(store, record, parts) if process_alive(agent)]:
             if time.monotonic() - started >= waits.draining_s:
-                why = f"its agent is process {record.agent.pid}"
-                raise RunAlive(_alive_message(store, record, claimant, why))
+                sign = f"its agent is process {living[0].pid}"
+                raise RunAlive(_alive_message(store, newest, record, claimant, sign))
             wait_s, why = waits.draining_s, "and its agent is still finishing"
         else:
             return newest
         if not told:
             told = True
-            say(f"attempt {record.attempt} ran on {record.trainer.host} {why} (up to {wait_s:.0f} s)")
+            where = f"ran on {record.trainer.host}" if record else "has a damaged record"
+            say(f"attempt {newest} {where} {why} (up to {wait_s:.0f} s)")
         time.sleep(waits.poll_s if trainer is False else min(waits.poll_s * 10, waits.silent_s / 3))
 
 
@@ -139,14 +147,19 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _may_supersede(record: AttemptRecord, claimant: Claimant) -> bool:
-    """Whether the claimant need not wait: told to take over, or of the same job or launch.
+def _is_our_own_past(record: AttemptRecord, claimant: Claimant) -> bool:
+    """Whether it is an earlier attempt of this job or launch that is certainly over, so that nothing is waited for.
 
-    A sibling of the same job that is seen to train (a sweep in one job, all under one name) is no predecessor.
+    A sibling of the same job (a sweep in one job, all under one name) may live; on another machine that cannot be
+    seen. Only a job that its scheduler has started again has ended everywhere before.
     """
-    same_job = record.job_id is not None and record.job_id == claimant.job_id
-    same = same_job or record.launch_id == claimant.launch_id
-    return claimant.take_over or (same and not process_alive(record.trainer))
+    job, restarts = job_and_restarts(record.job_id)
+    our_job, our_restarts = job_and_restarts(claimant.job_id)
+    same_job = job is not None and job == our_job
+    alive = process_alive(record.trainer)
+    if alive is None:
+        return same_job and restarts < our_restarts
+    return not alive and (same_job or record.launch_id == claimant.launch_id)
 
 
 def _is_still_ours(store: Store, record: AttemptRecord, waits: Waits) -> bool:
@@ -157,41 +170,19 @@ def _is_still_ours(store: Store, record: AttemptRecord, waits: Waits) -> bool:
     return back is not None and back.nonce == record.nonce
 
 
-def _newest_part(store: Store, record: AttemptRecord) -> str | None:
-    folder = events_folder(record.attempt, record.nonce, 0)
-    return max((info.key for info in store.list(f"{folder}/")), default=None)
+def _agents(store: Store, record: AttemptRecord | None, parts: tuple[str, ...]) -> list[ProcessId]:
+    return ([record.agent] if record else []) + agents_now(store, parts)
 
 
-def _last_events(store: Store, record: AttemptRecord) -> list[dict[str, Json]]:
-    key = _newest_part(store, record)
-    if key is None:
-        return []
-    lines = store.get(key).splitlines()
-    try:
-        return [msgspec.json.decode(line, type=dict[str, Json]) for line in lines]
-    except msgspec.MsgspecError:
-        return []  # a damaged part says nothing; the process table and the next part will
-
-
-def _agent_now(store: Store, record: AttemptRecord) -> ProcessId:
-    """The agent that last wrote for this attempt: not the claimant's, where that one was killed alone."""
-    for event in reversed(_last_events(store, record)):
-        if event.get("kind") == "alive":
-            try:
-                return msgspec.convert(event.get("agent"), ProcessId)
-            except msgspec.ValidationError:
-                break
-    return record.agent
-
-
-def _has_ended(store: Store, record: AttemptRecord) -> bool:
-    return any(event.get("kind") == "end" for event in _last_events(store, record))
-
-
-def _alive_message(store: Store, record: AttemptRecord, claimant: Claimant, sign: str) -> str:
+def _alive_message(
+    store: Store, number: int, record: AttemptRecord | None, claimant: Claimant, sign: str
+) -> str:
+    if record is not None:
+        told = f"is alive on {record.trainer.host} ({sign}, started {record.claimed_utc})"
+    else:
+        told = f"is alive, though its record is damaged ({sign})"
     return (
-        f"attempt {record.attempt} of {store.url} is alive on {record.trainer.host} ({sign}, started "
-        f"{record.claimed_utc}); this start is process {claimant.trainer.pid} on {claimant.trainer.host}. "
-        "Two attempts of one run would undo each other. Stop that one first, give this run another name "
-        "(outlast.Run(NAME) or OUTLAST_RUN), or start with `outlast run --take-over`."
+        f"attempt {number} of {store.url} {told}; this start is process {claimant.trainer.pid} on "
+        f"{claimant.trainer.host}. Two attempts of one run would undo each other. Stop that one first, give this run "
+        "another name (outlast.Run(NAME) or OUTLAST_RUN), or start with `outlast run --take-over`."
     )
