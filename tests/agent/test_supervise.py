@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
+from pathlib import Path
+
+import pytest
 
 from launch import Lab
 from servers import unused_endpoint
 
-STORE_AWAY, PREEMPTED = 74, 75
+STORE_AWAY, PREEMPTED, SUPERSEDED, INTERRUPTED = 74, 75, 76, 130
 
 UNREACHABLE = {
     "AWS_ENDPOINT_URL": unused_endpoint(),
@@ -111,3 +116,68 @@ def test_resume_never_starts_the_next_name_and_its_relaunches_resume_that(lab: L
     assert starts(lab) == ["start", "1 False 0", "start", "2 True 5"]
     assert {key.split("/")[0] for key in lab.bytes_on_store()} == {"run", "run-2"}
     assert {key: data for key, data in lab.bytes_on_store().items() if key.startswith("run/")} == before
+
+
+def quick(lab: Lab, what: str) -> list[str]:
+    """The command line of a script without torch: see `quick.py`."""
+    url = (lab.folder / "store" / "run").as_uri()
+    return [sys.executable, str(Path(__file__).with_name("quick.py")), url, what]
+
+
+def and_then(command: list[str], more: str) -> list[str]:
+    """The command as the first of a shell."""
+    return ["bash", "-c", f'"$@"; {more}', "bash", *command]
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [("finished", 0), ("preempted", PREEMPTED), ("interrupted", INTERRUPTED), ("superseded", SUPERSEDED)],
+)
+def test_a_script_that_was_told_to_leave_is_not_done_though_it_says_0(lab: Lab, told: str, code: int) -> None:
+    """It swallowed the exception that told it; a scheduler that sees 0 would never start it again."""
+    assert lab.supervised(command=quick(lab, told)).wait() == code, lab.said()
+
+
+def test_sigterm_reaches_a_script_that_has_not_come_to_its_run(lab: Lab) -> None:
+    """Sent to the supervisor alone, as `docker stop` does: nobody else would tell the script."""
+    started = lab.supervised(
+        command=[sys.executable, "-c", "print('on', flush=True); import time; time.sleep(100)"]
+    )
+    started.says("on")
+    started.kill(signal.SIGTERM)
+    assert started.wait() == PREEMPTED, lab.said()
+
+
+def test_sigterm_reaches_a_script_that_is_past_its_loop(lab: Lab) -> None:
+    """Nor does that one look whether it shall stop."""
+    started = lab.supervised(command=quick(lab, "after"))
+    started.says("after")
+    started.kill(signal.SIGTERM)
+    assert started.wait() == PREEMPTED, lab.said()
+
+
+def test_ctrl_c_that_only_the_supervisor_got_reaches_the_script(lab: Lab) -> None:
+    """Before it has come to its run: `kill -INT` of the supervisor."""
+    started = lab.supervised(
+        command=[sys.executable, "-c", "print('on', flush=True); import time; time.sleep(100)"]
+    )
+    started.says("on")
+    started.kill(signal.SIGINT)
+    assert started.wait() == INTERRUPTED, lab.said()
+
+
+def test_what_a_command_does_after_its_script_costs_the_supervisor_nothing(lab: Lab) -> None:
+    """It waits, and does not look again and again at the process that has ended; SIGTERM then ends the command."""
+    started = lab.supervised(command=and_then(quick(lab, "finished"), "echo then; exec sleep 100"))
+    started.says("then")
+    before = cpu_ticks(started.pid)
+    time.sleep(1.0)
+    assert cpu_ticks(started.pid) - before < 30, "in one second of waiting, of 100"
+    started.kill(signal.SIGTERM)
+    assert started.wait() == PREEMPTED, lab.said()
+
+
+def cpu_ticks(pid: int) -> int:
+    """Hundredths of a second that a process has computed."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return int(user) + int(system)

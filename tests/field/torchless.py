@@ -18,6 +18,7 @@ from outlast import _process
 from outlast._types import Reason
 from outlast.agent.link import Link
 from outlast.agent.protocol import PROTOCOL, Ending, Hello, Placed, Snapshot, Want
+from outlast.checkpoint.manifest import ProcessId
 from outlast.snapshot.arena import Arena
 
 ARENAS = 2
@@ -32,13 +33,13 @@ class Trainer:
         notes: what the agent said about checkpoints that it did not use.
     """
 
-    def __init__(self, url: str) -> None:
-        # The process that counts as the trainer: it can be killed, and it ends with the tests.
+    def __init__(self, url: str, process: ProcessId | None = None) -> None:
+        # The process that counts as the trainer, if none is named: it can be killed, and it ends with the tests.
         self._body = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         self.link = Link(
             Hello(
                 protocol=PROTOCOL,
-                trainer=_process.process_id(self._body.pid),
+                trainer=process or _process.process_id(self._body.pid),
                 rank=0,
                 world_size=1,
                 global_batch=None,

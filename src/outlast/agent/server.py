@@ -75,7 +75,8 @@ class Loop:
                 ours = set(descriptors)
                 for fd in {*ours, *self.watch.filenos, self._wake_read}:
                     selector.register(fd, selectors.EVENT_READ)
-                pidfd = session.trainer_pidfd if session else None
+                # Of a session that is done it stays readable, while the command that its script was part of goes on.
+                pidfd = session.trainer_pidfd if session and not session.done.is_set() else None
                 if pidfd is not None and pidfd not in ours:
                     selector.register(pidfd, selectors.EVENT_READ)
                 ready = {key.fd for key, _ in selector.select(TICK_S)}

@@ -96,6 +96,7 @@ class Session:
         self._arenas: dict[int, Arena] = {}
         self._lock = threading.Lock()
         self._standing: Standing | None = None
+        self._told_to_end = False
         self._interrupts = 0
         self._trainer_pidfd: int | None = None
         self.claimed: Claimed | None = None
@@ -108,18 +109,20 @@ class Session:
 
     def notice(self, standing: Standing | None) -> None:
         """Tell the trainer that this machine goes away, or (None) that it does not; saying it twice is harmless."""
+        if standing == self._standing:
+            self._end_outside_loop()
+            return
         with self._lock:
-            if standing == self._standing:
-                return
             first = self._standing is None
             self._standing = standing
             claimed = self.claimed
         if claimed is None:
+            self._end_outside_loop()
             return
         self._show(claimed.page)
         if standing is not None and first:
             claimed.persister.release(Reason.EMERGENCY)
-        self._end_before_loop(claimed.page)
+        self._end_outside_loop()
         kind = "notice" if standing else "notice-cancelled"
         about = {"source": standing.source, "deadline_utc": standing.deadline_utc} if standing else {}
         self._record(kind, **about)
@@ -238,7 +241,7 @@ class Session:
         if hello.rejoin is None:
             self._record("attempt", host=record.trainer.host, pid=record.trainer.pid)
         self._wire.send(Welcome(attempt=record.attempt, nonce=record.nonce, run_id=record.run_id), (page.fd,))
-        self._end_before_loop(page)
+        self._end_outside_loop()
 
     def _listen(self) -> None:
         while True:
@@ -312,15 +315,21 @@ class Session:
         page[Word.DEADLINE_NS] = standing.deadline_ns if standing else 0
         page[Word.STOP] = Stop.LEAVE if standing else Stop.NO
 
-    def _end_before_loop(self, page: ControlPage) -> None:
-        """A script that has not begun its loop has nothing to save and does not look at the page: SIGTERM ends it too."""
-        standing, pidfd = self._standing, self._trainer_pidfd
-        if (
-            standing
-            and standing.kind == "signal"
-            and page[Word.PHASE] == Phase.STARTING
-            and pidfd is not None
-        ):
+    def _end_outside_loop(self) -> None:
+        """A script before or after its loop has nothing to save and does not look at the page: SIGTERM ends it too."""
+        standing, pidfd, claimed = self._standing, self._trainer_pidfd, self.claimed
+        phase = claimed.page[Word.PHASE] if claimed else Phase.STARTING
+        with self._lock:
+            if (
+                self._told_to_end
+                or self.outcome is not None
+                or standing is None
+                or standing.kind != "signal"
+                or phase not in (Phase.STARTING, Phase.ENDED)
+                or pidfd is None
+            ):
+                return
+            self._told_to_end = True
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outlast._errors import EXIT_INTERRUPTED, ConfigError
+from outlast._errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_SUPERSEDED, ConfigError
 from outlast._say import say
 from outlast.agent.server import Loop
 from outlast.agent.session import Session
@@ -30,6 +30,15 @@ from outlast.policy.restart import (
     WaitNotice,
     decide,
 )
+
+_PASS_ON_AFTER_S = 1.0
+"""A command that had the signal itself, as all of its group, ends within a moment."""
+_TOLD_TO_LEAVE: dict[str | None, int] = {
+    "preempted": EXIT_PREEMPTED,
+    "interrupted": EXIT_INTERRUPTED,
+    "superseded": EXIT_SUPERSEDED,
+}
+"""Exit code of a script that was told to leave, whatever became of the exception by which it was told."""
 
 
 @dataclass
@@ -143,10 +152,15 @@ def _launch(
         raise ConfigError(msg) from error
     pidfd = os.pidfd_open(child.pid)
     session: Session | None = None
-    attempt = 0
+    unheard = _Unheard(child)
+
+    def interrupted() -> bool:
+        unheard.look(_came(loop, interrupts) if session is None or session.done.is_set() else [])
+        return interrupts.pending
+
     try:
         while child.poll() is None:
-            loop.wait(session, (listener.fileno(), pidfd), lambda: interrupts.pending)
+            loop.wait(session, (listener.fileno(), pidfd), interrupted)
             interrupts.take()
             session = _accept(listener, session, loop)
             if interrupts.count and session is not None:
@@ -163,7 +177,31 @@ def _launch(
     exception = session.exception
     if session.done.is_set():
         session.close()
-    return _Ended(child.returncode, exception, durable.name if durable else None, attempt)
+    code = child.returncode or _TOLD_TO_LEAVE.get(session.outcome, 0)
+    return _Ended(code, exception, durable.name if durable else None, attempt)
+
+
+class _Unheard:
+    """Passes on, once each, the signals that this process got and that no session is there to tell the command of."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self._since_s: dict[signal.Signals, float] = {}
+        self._passed: set[signal.Signals] = set()
+
+    def look(self, came: Sequence[signal.Signals]) -> None:
+        """Pass on those of `came` that the command has not ended by within a moment."""
+        now = time.monotonic()
+        self._since_s = {number: self._since_s.get(number, now) for number in came}
+        for number, since_s in self._since_s.items():
+            if number not in self._passed and now - since_s >= _PASS_ON_AFTER_S:
+                self._passed.add(number)
+                self._child.send_signal(number)
+
+
+def _came(loop: Loop, interrupts: _Interrupts) -> list[signal.Signals]:
+    terminated = any(notice.kind == "signal" and not notice.cancelled for notice in loop.notices)
+    return [signal.SIGTERM] * terminated + [signal.SIGINT] * bool(interrupts.count)
 
 
 def _accept(listener: socket.socket, session: Session | None, loop: Loop) -> Session | None:
