@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import Callable
+from pathlib import Path
 
+from field.torchless import Trainer, commits
 from launch import Lab, agent_of, alive, children, eventually, history
+from outlast._types import Reason
 
 ALIVE, SUPERSEDED = 78, 76
 RATES = [f"{rate:.3f}" for rate in (0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.008)]
@@ -97,3 +101,21 @@ def test_a_new_agent_of_a_renamed_run_goes_on_in_its_own_place(lab: Lab) -> None
     assert started.wait() == 0, lab.said()
     assert sorted(key for key in lab.bytes_on_store() if key.startswith("run/")) == before
     assert lab.commits("run-2")[-1]["finished"]
+
+
+def test_a_run_whose_folder_is_deleted_under_it_says_so_and_waits_for_nothing(
+    trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Each save is answered with the cause; what was there is not begun afresh in its place."""
+    training = trainer()
+    training.save_and_wait(1, b"one")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    for step, reason in ((2, Reason.INTERVAL), (3, Reason.FINAL)):
+        number = training.save(step, b"more", reason=reason)
+        saved = training.link.wait_saved(number, lambda: None, "it is answered")
+        assert saved is not None
+        assert saved.checkpoint is None
+        assert "the run's folder was deleted or moved while it trains" in str(saved.error)
+    assert not list((tmp_path / "run").glob("*.json"))
+    assert [step for _, step, _ in commits(tmp_path / "moved")] == [1]
+    training.close("error")

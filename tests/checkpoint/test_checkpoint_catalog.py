@@ -23,6 +23,7 @@ from outlast.checkpoint.manifest import (
     unseal,
 )
 from outlast.checkpoint.writer import write_rank
+from outlast.store.local import LocalStore
 from saving import RUN_ID, UTC, MemoryStore, flat, header, id_of, lay_out, save, state_of
 
 PROCESS = ProcessId(host="here", machine="boot/1", pid=1, start_ticks=1)
@@ -68,6 +69,16 @@ class TestRun:
         first = catalog.create_run(store, "a" * 16, UTC)
         assert catalog.create_run(store, "b" * 16, UTC) == first == catalog.read_run(store)
         assert first.run_id == "a" * 16
+
+    def test_a_folder_with_a_link_in_it_is_not_a_run(self, tmp_path):
+        """A system's folder, a home: nothing there will become a run by trying again, and the link is named."""
+        (tmp_path / "alternatives").mkdir()
+        (tmp_path / "alternatives" / "awk").symlink_to("/usr/bin/mawk")
+        store = LocalStore(tmp_path)
+        with pytest.raises(NotAStore, match=f"holds no run.json, and {tmp_path}/alternatives/awk: .*link"):
+            catalog.read_run(store)
+        catalog.create_run(store, RUN_ID, UTC)
+        assert catalog.read_run(store).run_id == RUN_ID
 
     def test_foreign_objects_are_not_a_run(self):
         """A folder with other things is refused, and named; so is a folder of runs."""

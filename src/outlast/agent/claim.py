@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from outlast._errors import RunAlive
+from outlast._errors import ObjectMissing, OutlastError, RunAlive
 from outlast._process import job_and_restarts, process_alive
 from outlast._types import FORMAT_VERSION, Json
 from outlast.agent.signs import agents_now, have_ended, newest_parts
@@ -132,11 +132,19 @@ def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], No
 
 
 def superseded_by(store: Store, record: AttemptRecord) -> str | None:
-    """What has taken over from this attempt; None while it is the newest."""
+    """What has taken over from this attempt; None while it is the newest.
+
+    Raises:
+        OutlastError: the attempt's own record is gone.
+    """
     newest = max(catalog.attempts(store), default=record.attempt)
     if newest > record.attempt:
         return f"attempt {newest} has taken over from attempt {record.attempt}"
-    now = catalog.read_attempt(store, record.attempt)
+    try:
+        now = catalog.read_attempt(store, record.attempt)
+    except ObjectMissing as error:
+        msg = f"{store.url}: the run's folder was deleted or moved while it trains: {error}"
+        raise OutlastError(msg) from error  # no StoreError: trying again would not mend it
     if now is not None and now.nonce != record.nonce:
         return f"another start has claimed attempt {record.attempt} ({now.trainer.host}, process {now.trainer.pid})"
     return None

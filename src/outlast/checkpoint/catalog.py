@@ -11,7 +11,7 @@ from itertools import islice
 
 import msgspec
 
-from outlast._errors import FormatTooNew, NotAStore, ObjectDamaged, ObjectMissing
+from outlast._errors import FormatTooNew, NotAStore, ObjectDamaged, ObjectMissing, StoreDenied
 from outlast._types import FORMAT_VERSION
 from outlast.checkpoint.events import check_part
 from outlast.checkpoint.manifest import (
@@ -39,6 +39,7 @@ MANIFEST_READS = 8
 FOREIGN_NAMED = 3
 """How many foreign objects an error names."""
 
+_CHOOSE = "Choose a place of the run's own, which may not exist yet."
 _OURS = ("attempts/", "checkpoints/", "segments/", "events/")
 _TOLERATED = (".", "probe/", "lost+found/", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN/")
 """Left by file browsers, filesystems, and the probe that asks a store what it can do."""
@@ -256,11 +257,13 @@ def _recovered(run_id: str, created_utc: str) -> RunRecord:
 
 
 def _refuse_foreign(store: Store) -> None:
-    foreign = (info.key for info in store.list() if not info.key.startswith((*_OURS, *_TOLERATED)))
+    try:
+        keys = [info.key for info in store.list()]
+    except StoreDenied as error:  # with what no run holds: a symbolic link, a folder that may not be read
+        msg = f"{store.url} is not an Outlast run: it holds no {RUN_KEY}, and {error}. {_CHOOSE}"
+        raise NotAStore(msg) from error
+    foreign = (key for key in keys if not key.startswith((*_OURS, *_TOLERATED)))
     named = list(islice(foreign, FOREIGN_NAMED))
     if named:
-        msg = (
-            f"{store.url} is not an Outlast run: it holds {', '.join(named)} and no {RUN_KEY}. "
-            "Choose a place of the run's own, which may not exist yet."
-        )
+        msg = f"{store.url} is not an Outlast run: it holds {', '.join(named)} and no {RUN_KEY}. {_CHOOSE}"
         raise NotAStore(msg)

@@ -37,7 +37,7 @@ _DENIED = {
     errno.EACCES: "no permission: check the owner and mode of the folder",
     errno.EPERM: "not permitted, or a filesystem without hard links, which durable saves need",
     errno.EROFS: "the filesystem is mounted read-only",
-    errno.ELOOP: "a symbolic link inside the run is not followed: remove it",
+    errno.ELOOP: "a symbolic link is not followed inside a run: what it points to has to lie there itself",
     errno.ENOTDIR: "a file or a symbolic link is where a folder should be: remove it",
     errno.ENAMETOOLONG: "the path is too long: choose a shorter one",
 }
@@ -203,7 +203,13 @@ class LocalStore:
             missing.append(at)
             at = at.parent
         for folder in reversed(missing):
-            folder.mkdir(_FOLDER_MODE, exist_ok=True)
+            try:
+                folder.mkdir(_FOLDER_MODE, exist_ok=True)
+            except FileNotFoundError as error:
+                if not folder.parent.is_dir():
+                    raise  # it was deleted meanwhile
+                msg = f"{folder} cannot be made: {folder.parent} takes no new folders; choose another place"
+                raise StoreDenied(msg) from error
             _fsync_folder(folder.parent)
         _fsync_folder(self._root.parent)
         with self._known_lock:
@@ -233,8 +239,18 @@ class LocalStore:
         """Say in the store's own errors what the system said."""
         try:
             yield
+        except _LinkInside as error:
+            raise _translated(error, self._name(error.key)) from error
         except OSError as error:
             raise _translated(error, self._name(key)) from error
+
+
+class _LinkInside(OSError):
+    """A listing came upon a symbolic link, which need not be what was asked for."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(errno.ELOOP, os.strerror(errno.ELOOP))
+        self.key = key
 
 
 def _place(folder: int, name: str, parts: Sequence[memoryview]) -> bool:
@@ -303,7 +319,7 @@ def _walk(folder: int, path: str) -> Iterator[ObjectInfo]:
                 if entry.is_dir(follow_symlinks=False):
                     below.append(entry.name)
                 elif entry.is_symlink():
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entry.name)
+                    raise _LinkInside(path + entry.name)
                 elif entry.is_file(follow_symlinks=False):
                     size = entry.stat(follow_symlinks=False).st_size
                     yield ObjectInfo(path + entry.name, size)
