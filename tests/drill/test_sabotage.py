@@ -15,7 +15,7 @@ from outlast.drill.schedule import Kind, Planned
 INSIDE = Path(__file__).parent / "inside"
 TINY = (
     *("--epochs", "3", "--samples", "320", "--batch-size", "8", "--context", "64"),
-    *("--width", "32", "--layers", "1", "--validation", "100", "--workers", "1"),
+    *("--width", "32", "--layers", "1", "--validation", "10", "--workers", "1"),
 )
 HELD, SLOW = 40, 30
 """Steps at which `inside/hold.py` holds the first trainer, or makes it slow."""
