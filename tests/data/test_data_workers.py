@@ -103,9 +103,10 @@ def trainer(request, tmp_path):
 
 
 def session_of(process):
+    """The session of a process that lives; a zombie only waits for pid 1 to take note of its end."""
     try:
-        return os.getsid(process.pid)
-    except ProcessLookupError:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return None
 
 
