@@ -64,6 +64,7 @@ def header(id: CheckpointId, **changes: object) -> SaveHeader:
         "position": {"epoch": 0, "samples": 8},
         "settings": {"torch": "2.13.0"},
         "events": None,
+        "best": None,
     }
     return SaveHeader(**(fields | changes))
 

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from outlast._errors import ConfigError, NotYetAvailable
+from outlast._types import Best, Keep
 
 ResumeMode: TypeAlias = Literal["auto", "must", "never"]
+StoreLoss: TypeAlias = Literal["continue", "pause", "exit"]
+SnapshotMode: TypeAlias = Literal["copy", "overlap"]
 
 DEFAULT_ROOT = "outlast-runs"
 DEFAULT_INTERVAL_S = 300.0
@@ -26,6 +29,13 @@ DEFAULT_INTERVAL_S = 300.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|seconds?|m|min|minutes?|h|hours?)?\s*")
 _STEPS = re.compile(r"\s*(\d+)\s*steps?\s*")
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*((?:[KMGT]i?)?B?)\s*", re.IGNORECASE)
+_UNIT_BYTES = {
+    prefix + tail: base**power
+    for power, letter in enumerate(("", "K", "M", "G", "T"))
+    for prefix, base in ((letter, 1000), (letter and letter + "I", 1024))
+    for tail in ("", "B")
+}
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 Duration: TypeAlias = float | timedelta | str
@@ -52,6 +62,27 @@ class Every:
 
     seconds: float | None
     steps: int | None
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How this process saves.
+
+    Attributes:
+        every: the interval.
+        host_memory_bytes: the most that snapshots may take; None: what is sensible on this machine.
+        verify: compare what is written with a digest of the live state.
+        mode: when the copy is made.
+        on_loss: what a store that fails means for training.
+        best: the metric whose best value is saved.
+    """
+
+    every: Every
+    host_memory_bytes: int | None = None
+    verify: bool = False
+    mode: SnapshotMode = "copy"
+    on_loss: StoreLoss = "continue"
+    best: Best | None = None
 
 
 def resolve_place(name_or_url: str | None, env: Mapping[str, str], argv: Sequence[str], cwd: Path) -> Place:
@@ -139,26 +170,77 @@ def parse_duration_s(value: Duration, what: str) -> float:
     return seconds
 
 
+def keep(last: object, every: Duration | None, best: object) -> Keep:
+    """Read `keep_last`, `keep_every` (a duration, or "1000 steps") and `keep_best` (("val_loss", "min")).
+
+    Raises:
+        ConfigError: one of them is none of that.
+    """
+    if isinstance(last, bool) or not isinstance(last, int) or last < 1:
+        msg = f"keep_last is {last!r}; expected how many of the newest checkpoints to keep, at least 1"
+        raise ConfigError(msg)
+    span = Every(None, None) if every is None else parse_every(every, "keep_every")
+    return Keep(last, span.seconds, span.steps, None if best is None else _best(best))
+
+
+def host_memory_bytes(value: int | str | None) -> int | None:
+    """Read `host_memory`: bytes, or a text like "64GB" or "512 MiB". None where it is not given.
+
+    Raises:
+        ConfigError: it is none of those, or not above zero.
+    """
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    size = int(float(match.group(1)) * _UNIT_BYTES[(match.group(2) or "").upper()]) if match else 0
+    if size <= 0:
+        msg = f'host_memory is {value!r}; expected bytes above 0, or a text like "64GB" or "512MiB"'
+        raise ConfigError(msg)
+    return size
+
+
+def store_loss(option: str) -> StoreLoss:
+    """Read `on_store_loss`.
+
+    Raises:
+        ConfigError: it is none of continue, pause and exit.
+    """
+    if option not in get_args(StoreLoss):
+        msg = (
+            f'on_store_loss is {option!r}; expected "continue" (training goes on and catches up), "pause" (holds at a '
+            'safe point until the store is back) or "exit" (ends with 74)'
+        )
+        raise ConfigError(msg)
+    return cast("StoreLoss", option)
+
+
+def snapshot_mode(option: str) -> SnapshotMode:
+    """Read `snapshot`.
+
+    Raises:
+        ConfigError: it is neither copy nor overlap.
+    """
+    if option not in get_args(SnapshotMode):
+        msg = (
+            f'snapshot is {option!r}; expected "copy" (at the safe point) or "overlap" (on CUDA, the copy runs under the '
+            "next forward and backward)"
+        )
+        raise ConfigError(msg)
+    return cast("SnapshotMode", option)
+
+
+def verify_snapshots(option: bool, env: Mapping[str, str]) -> bool:
+    """Whether each snapshot is checked against the live state; `$OUTLAST_VERIFY_SNAPSHOTS` overrides the script."""
+    override = env.get("OUTLAST_VERIFY_SNAPSHOTS")
+    return override == "1" if override else option
+
+
 UNAVAILABLE = {
     "max_lost_work": (
         "bounds the work that an interruption can cost",
         "save_every bounds it: 5 minutes by default",
-    ),
-    "keep_last": ("keeps only the newest checkpoints", "every checkpoint is kept"),
-    "keep_every": ("keeps one checkpoint per span", "every checkpoint is kept"),
-    "keep_best": (
-        "keeps the best checkpoint by a metric",
-        "every checkpoint is kept; run.save(pin=True) marks one",
-    ),
-    "host_memory": ("caps the memory of snapshots", "a snapshot takes as much as the state, at most twice"),
-    "verify_snapshots": (
-        "checks each snapshot against the live state",
-        "the state is copied at the safe point",
-    ),
-    "snapshot": ("chooses how the copy is overlapped", "the state is copied at the safe point"),
-    "on_store_loss": (
-        "chooses what a lost store means for training",
-        "training goes on, warns, and catches up",
     ),
     "allow_local_store": (
         "refuses a disk that does not outlive the machine",
@@ -167,7 +249,22 @@ UNAVAILABLE = {
 }
 """Options of `Run` that belong to later work: what each will do, and what holds today."""
 
-RESERVED = frozenset({"name_or_url", "resume", "save_every", "seed", *UNAVAILABLE})
+RESERVED = frozenset(
+    {
+        "name_or_url",
+        "resume",
+        "save_every",
+        "keep_last",
+        "keep_every",
+        "keep_best",
+        "host_memory",
+        "verify_snapshots",
+        "snapshot",
+        "on_store_loss",
+        "seed",
+        *UNAVAILABLE,
+    }
+)
 """Every option name of `Run`: no state can take one."""
 
 
@@ -202,6 +299,14 @@ def _as_url(text: str, cwd: Path) -> str:
     if "://" in text:
         return text
     return Path(os.path.normpath(cwd / Path(text).expanduser())).as_uri()
+
+
+def _best(value: object) -> Best:
+    match value:
+        case [str(metric), "min" | "max" as mode]:
+            return Best(metric, mode)
+    msg = f'keep_best is {value!r}; expected a logged metric and which way is better, such as ("val_loss", "min")'
+    raise ConfigError(msg)
 
 
 def _checked_name(name: str) -> str:

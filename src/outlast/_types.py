@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 Json: TypeAlias = Any
 """What `json.loads` can return: None, bool, int, float, str, list and dict with string keys."""
@@ -38,3 +40,19 @@ class Guarantee(IntEnum):
     def label(self) -> str:
         """The name that people read, e.g. `bit-exact`."""
         return self.name.lower().replace("_", "-")
+
+
+class Best(msgspec.Struct, frozen=True):
+    """A metric whose best checkpoint is kept, and which way is better."""
+
+    metric: str
+    mode: Literal["min", "max"]
+
+
+class Keep(msgspec.Struct, frozen=True):
+    """Which checkpoints a run keeps, beside those that are always kept (DESIGN.md rule 10)."""
+
+    last: int = 3
+    every_s: float | None = None
+    every_steps: int | None = None
+    best: Best | None = None

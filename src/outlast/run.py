@@ -53,8 +53,15 @@ class Run:
         resume: "auto" resumes what is there, else starts; "must" needs a checkpoint; "never" starts a new run.
         save_every: between two saves: seconds, a `timedelta`, a text ("5m", "25 steps"), or "auto" (5 minutes).
         seed: of the data order; default `torch.initial_seed()`, so `torch.manual_seed` decides it.
-        max_lost_work: not there yet, as `keep_last`, `keep_every`, `keep_best`, `host_memory`,
-            `verify_snapshots`, `snapshot`, `on_store_loss` and `allow_local_store`.
+        keep_last: how many of the newest checkpoints are kept.
+        keep_every: keep one checkpoint per span as well: a duration, or a text such as "1000 steps".
+        keep_best: a logged metric and which way is better, ("val_loss", "min"): a value that is the best so far is saved at
+            the next safe point, and the best checkpoint is kept.
+        host_memory: the most bytes that snapshots may take, a number or a text ("64GB"). Default: half of what is free.
+        verify_snapshots: compare every snapshot with a digest of the live state, taken at the safe point.
+        snapshot: "copy" at the safe point, or "overlap": on CUDA, the copy runs under the next forward and backward.
+        on_store_loss: while the store fails "continue" training, "pause" at a safe point, or "exit" with code 74.
+        max_lost_work: not there yet, as `allow_local_store`.
         **state: what changes while training, by names of your choice: modules, optimizers, schedulers, anything with
             `state_dict()` and `load_state_dict()`, or `outlast.Value(x)`.
 
@@ -78,29 +85,19 @@ class Run:
         resume: Literal["auto", "must", "never"] = "auto",
         save_every: float | timedelta | str = "auto",
         max_lost_work: Any = None,
-        keep_last: Any = None,
-        keep_every: Any = None,
-        keep_best: Any = None,
-        host_memory: Any = None,
-        verify_snapshots: Any = None,
-        snapshot: Any = None,
-        on_store_loss: Any = None,
+        keep_last: int = 3,
+        keep_every: float | timedelta | str | None = None,
+        keep_best: tuple[str, Literal["min", "max"]] | None = None,
+        host_memory: int | str | None = None,
+        verify_snapshots: bool = False,
+        snapshot: Literal["copy", "overlap"] = "copy",
+        on_store_loss: Literal["continue", "pause", "exit"] = "continue",
         allow_local_store: Any = None,
         seed: int | None = None,
         **state: Any,
     ) -> None:
         watch_exceptions()
-        _config.reject_unavailable(
-            max_lost_work=max_lost_work,
-            keep_last=keep_last,
-            keep_every=keep_every,
-            keep_best=keep_best,
-            host_memory=host_memory,
-            verify_snapshots=verify_snapshots,
-            snapshot=snapshot,
-            on_store_loss=on_store_loss,
-            allow_local_store=allow_local_store,
-        )
+        _config.reject_unavailable(max_lost_work=max_lost_work, allow_local_store=allow_local_store)
         if _active:
             msg = (
                 "this process has an unfinished outlast.Run already: one run per process, or finish the first"
@@ -113,7 +110,15 @@ class Run:
             msg = f"{world.size} ranks: training on several ranks is not there yet; start the script as one process"
             raise NotYetAvailable(msg)
         place = _config.resolve_place(name_or_url, env, sys.argv, Path.cwd())
-        every = _config.save_every(save_every, env)
+        kept = _config.keep(keep_last, keep_every, keep_best)
+        saving = _config.Saving(
+            every=_config.save_every(save_every, env),
+            host_memory_bytes=_config.host_memory_bytes(host_memory),
+            verify=_config.verify_snapshots(verify_snapshots, env),
+            mode=_config.snapshot_mode(snapshot),
+            on_loss=_config.store_loss(on_store_loss),
+            best=kept.best,
+        )
 
         self.epoch = 0
         self.step = 0
@@ -149,9 +154,10 @@ class Run:
                 take_over=env.get("OUTLAST_TAKE_OVER") == "1",
                 launch_id=_process.launch_id(env),
                 job_id=_process.job_id(env),
-                interval_s=every.seconds,
-                interval_steps=every.steps,
+                interval_s=saving.every.seconds,
+                interval_steps=saving.every.steps,
                 settings=self._settings,
+                keep=kept,
                 rejoin=None,
             )
         )
@@ -159,7 +165,7 @@ class Run:
         assert link.welcome is not None
         self.attempt = link.welcome.attempt
         saved_as = None if self._resumed is None else "finished" if self._resumed.finished else "whole"
-        self._keeper = Keeper(link, every, self._signals, self._gather, saved_as)
+        self._keeper = Keeper(link, saving, self._signals, self._gather, saved_as)
         _active.append(self)
         atexit.register(self._at_exit)
         self._signals.tell(link.notice)

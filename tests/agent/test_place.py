@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from outlast._process import process_id
+from outlast._types import Keep
 from outlast.agent.place import open_place
 from outlast.agent.protocol import PROTOCOL, Hello
 from outlast.checkpoint import catalog
@@ -21,7 +22,7 @@ def hello(folder, **changes):
     known = {"launch_id": "one", "settings": {"arguments": "aaaaaa"}} | changes
     return Hello(
         protocol=PROTOCOL, trainer=HERE, rank=0, world_size=1, global_batch=None, url=(folder / "run").as_uri(),
-        resume="never", take_over=False, job_id=None, interval_s=None, interval_steps=None, rejoin=None, **known,
+        resume="never", take_over=False, job_id=None, interval_s=None, interval_steps=None, keep=Keep(), rejoin=None, **known,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from launch import eventually
 from outlast import _process
-from outlast._types import Reason
+from outlast._types import Keep, Reason
 from outlast.agent.link import Link
 from outlast.agent.protocol import PROTOCOL, Ending, Hello, Placed, Snapshot, Want
 from outlast.checkpoint.manifest import ProcessId
@@ -51,6 +51,7 @@ class Trainer:
                 interval_s=300.0,
                 interval_steps=None,
                 settings={},
+                keep=Keep(),
                 rejoin=None,
             )
         )
@@ -104,7 +105,7 @@ class Trainer:
         self.link.submit(
             Snapshot(
                 number=self._number, index=index, step=step, repeat=0, reason=reason, pinned=False, finished=False,
-                hold=hold, tree=None, position={"step": step}, settings={}, tensors=(placed,),
+                hold=hold, tree=None, position={"step": step}, settings={}, tensors=(placed,), base=None, best=None,
             )
         )  # fmt: skip
         return self._number

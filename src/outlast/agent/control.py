@@ -20,6 +20,10 @@ class Word(IntEnum):
     """Agent: when this machine goes away; 0 unknown."""
     INTERRUPTS = 2
     """Agent: Ctrl-C reached it."""
+    WHOLE = 3
+    """Agent: 1 while the next snapshot must hold every byte: a save in full is due, or the last one is not known."""
+    STORE_LOST_NS = 4
+    """Agent: since when the store fails; 0 while it does not."""
     BATCHES = 8
     """Trainer: batches asked for in this attempt."""
     STEPS = 9

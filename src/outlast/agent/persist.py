@@ -187,6 +187,7 @@ class Persister:
             position=snapshot.position,
             settings=snapshot.settings,
             events=self._events.flush(),
+            best=None,
         )
 
     def _save(self, task: Task, header: SaveHeader, saved_utc: str) -> str:

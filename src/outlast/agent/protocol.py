@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from outlast._types import Json, Reason
+from outlast._types import Json, Keep, Reason
 from outlast.checkpoint.manifest import ProcessId, TensorRecord
 
 PROTOCOL = 1
@@ -48,6 +48,7 @@ class Hello(Message, frozen=True):
     """Seconds between interval saves; None when they are counted in steps."""
     interval_steps: int | None
     settings: dict[str, Json]
+    keep: Keep
     rejoin: Rejoin | None
 
 
@@ -107,8 +108,16 @@ class ArenaMessage(Message, frozen=True, tag="Arena"):
     index: int
 
 
+UNCOPIED = -1
+"""`Placed.at` of a box whose bytes are not in the arena: they are those that `Snapshot.base` holds already."""
+
+
 class Placed(msgspec.Struct, frozen=True, array_like=True):
-    """Where a box of a tensor lies in the arena."""
+    """Where a box of a tensor lies in the arena.
+
+    `digests` are those of the box's chunks (`CHUNK_BYTES` each, XXH3-128), taken from the live tensor at the safe point;
+    what is written must have them. None where they were not taken.
+    """
 
     name: str
     dtype: str
@@ -118,6 +127,7 @@ class Placed(msgspec.Struct, frozen=True, array_like=True):
     slice_shape: tuple[int, ...]
     at: int
     nbytes: int
+    digests: tuple[str, ...] | None = None
 
 
 class Snapshot(Message, frozen=True):
@@ -125,6 +135,8 @@ class Snapshot(Message, frozen=True):
 
     `hold`: keep it in memory, and make it durable only when the trainer goes or a notice comes; a newer snapshot
     takes its place.
+    `base`: the checkpoint whose chunks stand for the boxes that were not copied; None where every box was.
+    `best`: value of the metric of `Keep.best`, where this snapshot is the best so far.
     """
 
     number: int
@@ -139,14 +151,26 @@ class Snapshot(Message, frozen=True):
     position: Json
     settings: dict[str, Json]
     tensors: tuple[Placed, ...]
+    base: str | None
+    best: float | None
+
+
+class GiveBack(Message, frozen=True):
+    """Trainer: a newer state is at hand. If snapshot `number` has not been begun, drop it and answer `Saved`."""
+
+    number: int
 
 
 class Saved(Message, frozen=True):
-    """Agent: snapshot `number` is done with and its arena is free. `checkpoint` is None when it was not saved."""
+    """Agent: snapshot `number` is done with and its arena is free. `checkpoint` is None when it was not saved.
+
+    `retake`: what the arena holds (or what stood for it) is not what the live state was; take it again, whole.
+    """
 
     number: int
     checkpoint: str | None
     error: str | None
+    retake: bool = False
 
 
 class Events(Message, frozen=True):
@@ -182,6 +206,7 @@ AnyMessage = (
     | Refuse
     | ArenaMessage
     | Snapshot
+    | GiveBack
     | Saved
     | Events
     | EventsKept

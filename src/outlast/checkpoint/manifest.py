@@ -7,7 +7,7 @@ object gets a last field `"digest": "xxh3-128:<32 hex digits>"` over all bytes b
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import xxhash
@@ -152,6 +152,14 @@ class TensorRecord(msgspec.Struct, frozen=True):
     slices: tuple[Slice, ...]
 
 
+class BestValue(msgspec.Struct, frozen=True):
+    """A metric, which way is better, and the value that was the best so far."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    value: float
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`rank-00000.json`: everything one rank saved at one safe point."""
 
@@ -175,6 +183,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tensors: tuple[TensorRecord, ...]
     events: str | None
     """Key of the last events part that reaches to this step, durable before the commit (rule 12)."""
+    saves_since_full: int
+    """How many saves ago every byte was written anew; 0: by this one (rule 6)."""
+    full_utc: str
+    """When that was, ISO 8601."""
+    best: BestValue | None
+    """Set where this checkpoint was the best so far by a logged metric."""
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from outlast.checkpoint.boxes import DTYPE_BYTES, Dims, is_inside
 from outlast.checkpoint.manifest import (
     CHUNK_BYTES,
     DIGEST_ALGORITHM,
+    BestValue,
     CheckpointId,
     Chunk,
     Commit,
@@ -74,6 +75,7 @@ class SaveHeader(msgspec.Struct, frozen=True, kw_only=True):
     position: Json
     settings: dict[str, Json]
     events: str | None
+    best: BestValue | None
 
 
 def write_rank(
@@ -242,6 +244,9 @@ def _manifest(
         settings=header.settings,
         tensors=tuple(tensors.values()),
         events=header.events,
+        saves_since_full=0,
+        full_utc=saved_utc,
+        best=header.best,
     )
 
 

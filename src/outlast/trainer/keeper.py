@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from outlast._config import Every
+from outlast._config import Saving
 from outlast._errors import EXIT_INTERRUPTED, Preempted, StoreError, Superseded
 from outlast._say import say
 from outlast._types import Json, Reason
@@ -30,7 +30,7 @@ class Keeper:
 
     Args:
         link: to the agent, the attempt claimed.
-        every: the interval between saves.
+        saving: how this run saves.
         signals: of this process.
         gather: puts the whole state of this moment together.
         saved_as: "finished" or "whole" when the state that training begins with is durable already, else None.
@@ -42,13 +42,13 @@ class Keeper:
     def __init__(
         self,
         link: Link,
-        every: Every,
+        saving: Saving,
         signals: Signals,
         gather: Callable[[TensorTable], Whole],
         saved_as: str | None,
     ) -> None:
         self._link = link
-        self._saver = Saver(link, every, gather, self._deadline_s)
+        self._saver = Saver(link, saving.every, gather, self._deadline_s)
         self._signals = signals
         self._saved_as = saved_as
         self._changed = False

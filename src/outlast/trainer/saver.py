@@ -130,6 +130,8 @@ class Saver:
                 position=whole.position,
                 settings=whole.settings,
                 tensors=planned.placed,
+                base=None,
+                best=None,
             )
         )
         if not hold:
