@@ -49,25 +49,25 @@ def trainer_ignores_signals(module):
 
 
 def tail_run_twice(module):
-    go_on = module.Run._continue
+    go_on = module.Loop._continue
 
     def one_tail_back(self, resumed):
         go_on(self, resumed)
-        if not self._tail_open and resumed.position["batches"] is None and self.epoch > 0:
-            self.epoch, self._tail_open = self.epoch - 1, True
+        if not self.tail_open and resumed.position["batches"] is None and self.epoch > 0:
+            self.epoch, self.tail_open = self.epoch - 1, True
 
-    module.Run._continue = one_tail_back
+    module.Loop._continue = one_tail_back
 
 
 def tail_not_run(module):
-    go_on = module.Run._continue
+    go_on = module.Loop._continue
 
     def past_the_tail(self, resumed):
         go_on(self, resumed)
-        if self._tail_open:
-            self.epoch, self._tail_open = self.epoch + 1, False
+        if self.tail_open:
+            self.epoch, self.tail_open = self.epoch + 1, False
 
-    module.Run._continue = past_the_tail
+    module.Loop._continue = past_the_tail
 
 
 PATCHES = {
@@ -83,6 +83,6 @@ PATCHES = {
         "outlast.notice.signals": agent_ignores_signals,
         "outlast.trainer.signals": trainer_ignores_signals,
     },
-    "tail run twice": {"outlast.run": tail_run_twice},
-    "tail not run": {"outlast.run": tail_not_run},
+    "tail run twice": {"outlast.trainer.loop": tail_run_twice},
+    "tail not run": {"outlast.trainer.loop": tail_not_run},
 }
