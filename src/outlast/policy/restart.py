@@ -76,11 +76,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class End:
-    """End with `code`; `show_output`: the trainer's last lines are shown once more."""
+    """End with `code`."""
 
     code: int
     why: str
-    show_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,10 +165,10 @@ def _after_failure(outcome: Outcome, code: int) -> Action:
     again = outcome.exception is not None and outcome.exception == outcome.previous_exception
     if again and not outcome.new_checkpoint:
         why = f"the same exception twice, with no new checkpoint between: {outcome.exception}"
-        return End(code, why, show_output=True)
+        return End(code, why)
     if outcome.restarts >= outcome.max_restarts:
         why = f"the script ended with {how}, after {outcome.restarts} of {outcome.max_restarts} restarts"
-        return End(code, why, show_output=True)
+        return End(code, why)
     why = f"the script ended with {how}; restart {outcome.restarts + 1} of {outcome.max_restarts}"
     return Relaunch(0.0, why, counts=True)
 
