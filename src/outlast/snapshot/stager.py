@@ -6,64 +6,113 @@ The bytes of each tensor lie in row-major order where `layout` or `wants` placed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from outlast._errors import ObjectDamaged
-from outlast.agent.protocol import Placed, Want
+from outlast.agent.protocol import UNCOPIED, Placed, Want
 from outlast.checkpoint.manifest import TensorRecord
-from outlast.snapshot.arena import Arena, place
-from outlast.state.bits import DTYPES, copy_bits, dtype_name
+from outlast.snapshot.arena import Arena, page_ceil, place
+from outlast.state.bits import DTYPES, as_integers, dtype_name, plain
 from outlast.state.leaves import check_tensor
+
+_SMALL_BYTES = 64 << 10
+"""Up to here a copy costs less than the call that makes it (a microsecond for 10 to 20 KB)."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each tensor goes, and how large an arena that takes."""
+    """Where each tensor goes, and how large an arena that takes.
+
+    Attributes:
+        placed: a box for each tensor; one whose `at` is `UNCOPIED` is left where it is.
+        size_bytes: of an arena that holds them all.
+        lasting_at: where the part begins that need not be copied each time; the end where there is none.
+    """
 
     placed: tuple[Placed, ...]
     size_bytes: int
+    lasting_at: int
 
 
-def layout(entries: Mapping[str, torch.Tensor]) -> Layout:
+def layout(entries: Mapping[str, torch.Tensor], lasting: AbstractSet[str] = frozenset()) -> Layout:
     """Place whole tensors one behind the other, in the order given.
+
+    Args:
+        entries: name -> tensor.
+        lasting: names of those that seldom change; they lie behind the others, from a page on.
 
     Raises:
         UnsupportedValue: a tensor that is not strided, or whose dtype cannot be stored.
     """
-    placed = []
-    end = 0
-    for name, tensor in entries.items():
-        check_tensor(tensor.detach(), name)
-        shape = tuple(tensor.shape)
-        nbytes = tensor.numel() * tensor.element_size()
-        at = place(end, nbytes)
-        end = at + nbytes
-        device = tensor.device.type
-        placed.append(
-            Placed(name, dtype_name(tensor.dtype), shape, device, (0,) * len(shape), shape, at, nbytes)
-        )
-    return Layout(tuple(placed), end)
+    placed: list[Placed] = []
+    end = _place((item for item in entries.items() if item[0] not in lasting), placed, 0)
+    lasting_at = page_ceil(end) if lasting else end
+    end = _place((item for item in entries.items() if item[0] in lasting), placed, lasting_at)
+    return Layout(tuple(placed), end, lasting_at)
 
 
-def stage(entries: Mapping[str, torch.Tensor], layout: Layout, arena: Arena) -> None:
+def fits(layout: Layout, entries: Mapping[str, torch.Tensor], lasting: AbstractSet[str]) -> bool:
+    """Whether a layout that was made earlier is the one that `layout` would make of these tensors now."""
+    if len(layout.placed) != len(entries):
+        return False
+    for box in layout.placed:
+        tensor = entries.get(box.name)
+        if (
+            tensor is None
+            or tensor.shape != box.shape
+            or DTYPES.get(box.dtype) is not tensor.dtype
+            or tensor.device.type != box.device
+            or (box.at >= layout.lasting_at) is not (box.name in lasting)
+        ):
+            return False
+    return True
+
+
+def looks(layout: Layout, arena: Arena) -> list[torch.Tensor]:
+    """Return a look at each box of a layout in the arena, as integers of the width of its elements.
+
+    They hold the arena's memory as long as they live.
+    """
+    memory = _bytes_of(arena)
+    return [
+        as_integers(_look(memory, box.at, box.nbytes, DTYPES[box.dtype], box.shape)) for box in layout.placed
+    ]
+
+
+def stage(
+    entries: Mapping[str, torch.Tensor], layout: Layout, targets: Sequence[torch.Tensor] | Arena
+) -> None:
     """Copy every tensor to its place, bit for bit; returns when all bytes are there.
 
-    Runs under no autograd and draws no random numbers. Large tensors are copied by torch's threads; copies from a
-    GPU wait for the work queued on its current stream.
+    Runs under no autograd and draws no random numbers. Large tensors are copied by torch's threads, small ones many at
+    a time; copies from a GPU wait for the work queued on its current stream.
 
     Args:
         entries: name -> tensor of any strides, on CPU or CUDA; the ones that `layout` was made of.
-        layout: of the same names, shapes and dtypes.
-        arena: at least `layout.size_bytes` large; nothing may be reading it.
+        layout: of the same names, shapes and dtypes; boxes that are `UNCOPIED` are passed over.
+        targets: the arena, at least `layout.size_bytes` large, or what `looks` made of it; nothing may be reading it.
     """
-    memory = _bytes_of(arena)
-    for box in layout.placed:
-        tensor = entries[box.name]
-        copy_bits(_look(memory, box.at, box.nbytes, tensor.dtype, tensor.shape), tensor)
+    small: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    with torch.no_grad():
+        for box, target in zip(
+            layout.placed, looks(layout, targets) if isinstance(targets, Arena) else targets, strict=True
+        ):
+            if box.at == UNCOPIED:
+                continue
+            source = _integers(entries[box.name], target.dtype)
+            if box.nbytes <= _SMALL_BYTES and box.device == "cpu":
+                into, of = small.setdefault(target.dtype, ([], []))
+                into.append(target)
+                of.append(source)
+            else:
+                target.copy_(source)
+        for into, of in small.values():
+            torch._foreach_copy_(into, of)
 
 
 def wants(records: Sequence[TensorRecord]) -> tuple[tuple[Want, ...], int]:
@@ -92,6 +141,27 @@ def views(arena: Arena, records: Sequence[TensorRecord], wants: Sequence[Want]) 
     return {
         want.tensor: _look(memory, want.at, want.nbytes, dtypes[want.tensor], want.shape) for want in wants
     }
+
+
+def _integers(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`as_integers(plain(tensor))` in the fewest calls: a state may have ten thousand tensors."""
+    if tensor.is_conj() or tensor.is_neg() or tensor.dtype is torch.complex128:
+        return as_integers(plain(tensor))
+    return tensor.view(dtype)
+
+
+def _place(items: Iterable[tuple[str, torch.Tensor]], placed: list[Placed], end: int) -> int:
+    for name, tensor in items:
+        check_tensor(tensor.detach(), name)
+        shape = tuple(tensor.shape)
+        nbytes = tensor.numel() * tensor.element_size()
+        at = place(end, nbytes)
+        end = at + nbytes
+        device = tensor.device.type
+        placed.append(
+            Placed(name, dtype_name(tensor.dtype), shape, device, (0,) * len(shape), shape, at, nbytes)
+        )
+    return end
 
 
 def _bytes_of(arena: Arena) -> torch.Tensor:
