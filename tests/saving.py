@@ -34,6 +34,7 @@ class Box:
     slice_shape: tuple[int, ...]
     at: int
     nbytes: int
+    digests: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from outlast.checkpoint import writer
+from outlast.checkpoint import packing, writer
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.writer import commit, write_rank
 from outlast.store.local import LocalStore
@@ -45,7 +45,8 @@ def save_world(store: object, step: int, *, attempt: int = 1, nonce: str = "aaaa
 
 
 def shrink() -> None:
-    """Chunks of 8 KiB and segments of 32 KiB: small data, and yet several of each."""
+    """Chunks of 8 KiB and segments of 32 KiB: small data, and yet several of each, and boxes that are not small."""
+    packing.SMALL_BYTES = 4 << 10
     writer.CHUNK_BYTES = 8 << 10
     writer.SEGMENT_BYTES = 32 << 10
 
