@@ -175,15 +175,14 @@ def test_bytes_that_are_wrong_once_are_read_again(saved):
         store._before = None
 
 
-@pytest.mark.parametrize("at", [0, 5 << 20, (8 << 20) + 3])
-def test_bytes_that_stay_wrong_are_named(saved, at):
+@pytest.mark.parametrize(("tensor", "segment", "at"), [("big", 0, 0), ("big", 0, 5 << 20), ("small", 1, 3)])
+def test_bytes_that_stay_wrong_are_named(saved, tensor, segment, at):
     """A chunk that is wrong twice is an error that names segment, bytes and tensor."""
     store, id, _ = saved
-    key = id.segment_key(0, 0)
+    key = id.segment_key(0, segment)
     data = bytearray(store.objects[key])
     data[at] ^= 0x80
     store.objects[key] = bytes(data)
-    tensor = "big" if at < 8 << 20 else "small"
     with pytest.raises(ObjectDamaged, match=rf"{key}: bytes .*'{tensor}'.*two separate reads"):
         restore(store, id)
     del store.objects[key]
@@ -196,8 +195,8 @@ def test_a_store_out_of_reach_is_not_a_damaged_checkpoint(saved):
     store, id, _ = saved
     records = tensors(load(store, id))
     for bad_read in (1, 2):
-        good = store.objects[id.segment_key(0, 0)]
-        store.objects[id.segment_key(0, 0)] = b"\0" * len(good)
+        good = store.objects[id.segment_key(0, 1)]
+        store.objects[id.segment_key(0, 1)] = b"\0" * len(good)
         reads = []
 
         def away(operation, key, reads=reads, bad_read=bad_read):
@@ -210,7 +209,7 @@ def test_a_store_out_of_reach_is_not_a_damaged_checkpoint(saved):
         with pytest.raises(StoreUnavailable):
             read_wants(store, records, [Want("small", (0,), (10,), 0, 10)], memoryview(bytearray(10)))
         store._before = None
-        store.objects[id.segment_key(0, 0)] = good
+        store.objects[id.segment_key(0, 1)] = good
 
 
 @pytest.mark.parametrize(
