@@ -1,4 +1,4 @@
-"""The run that a command is about, from what a person types."""
+"""The run and the checkpoint that a command is about, from what a person types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from outlast._config import resolve_place
 from outlast._errors import ConfigError
 from outlast.checkpoint.catalog import RUN_KEY, read_run
-from outlast.checkpoint.manifest import RunRecord
+from outlast.checkpoint.manifest import CheckpointId, RunRecord, parse_checkpoint_name
 from outlast.store import open_store
 from outlast.store.base import Store
 
@@ -33,3 +33,12 @@ def open_run(run: str) -> tuple[Store, RunRecord]:
         )
         raise ConfigError(msg)
     return store, record
+
+
+def checkpoint_named(name: str) -> CheckpointId:
+    """Read a checkpoint's name; a ConfigError if it is none. Whether there is such a checkpoint, the store knows."""
+    checkpoint = parse_checkpoint_name(name)
+    if checkpoint is None:
+        msg = f"{name!r} names no checkpoint; expected one such as 00003-k7f2-000000001200, as `list` shows them"
+        raise ConfigError(msg)
+    return checkpoint

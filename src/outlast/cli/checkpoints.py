@@ -10,11 +10,11 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import track
 
-from outlast._errors import ConfigError, FormatTooNew, ObjectDamaged, ObjectMissing
+from outlast._errors import FormatTooNew, ObjectDamaged, ObjectMissing
 from outlast._types import Json
 from outlast.checkpoint import catalog
-from outlast.checkpoint.manifest import CheckpointId, parse_checkpoint_name
-from outlast.cli._place import open_run
+from outlast.checkpoint.manifest import CheckpointId
+from outlast.cli._place import checkpoint_named, open_run
 from outlast.cli._show import ago, clock, console, print_json, size, table, text
 from outlast.store.base import Store
 
@@ -90,7 +90,7 @@ def verify(
         json: Print JSON.
     """
     store, record = open_run(run)
-    chosen = catalog.committed(store) if checkpoint is None else [_named(checkpoint)]
+    chosen = catalog.committed(store) if checkpoint is None else [checkpoint_named(checkpoint)]
     shown = table("checkpoint", "step", "result", right=("step",))
     rows: list[dict[str, Json]] = []
     watched = Console(stderr=True)
@@ -141,11 +141,3 @@ def _row(store: Store, checkpoint: CheckpointId) -> dict[str, Json]:
         "pinned": head.pinned,
         "finished": head.finished,
     }
-
-
-def _named(name: str) -> CheckpointId:
-    checkpoint = parse_checkpoint_name(name)
-    if checkpoint is None:
-        msg = f"{name!r} names no checkpoint; expected one such as 00003-k7f2-000000001200, as `list` shows them"
-        raise ConfigError(msg)
-    return checkpoint
