@@ -8,11 +8,12 @@ read straight into the arena and checked there; other chunks are read whole, che
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from outlast._errors import ObjectDamaged, ObjectMissing
 from outlast.checkpoint.boxes import (
@@ -25,14 +26,13 @@ from outlast.checkpoint.boxes import (
     split_range,
 )
 from outlast.checkpoint.manifest import CHUNK_BYTES, Chunk, TensorRecord, digest
+from outlast.checkpoint.plan import GAP_BYTES
 from outlast.store.base import Store
 
 DIRECT_READ_BYTES = 64 << 20
 """Most bytes of one read into the arena: a few of them in flight keep a disk or a link busy."""
 SMALL_BYTES = 1 << 20
 """Reads below this are worth joining: 1 MiB takes an object store about as long as a request's latency (~10 ms)."""
-GAP_BYTES = 256 << 10
-"""Most bytes between two small reads that are read along and thrown away, to save a request."""
 
 
 class Want(Protocol):
@@ -57,6 +57,7 @@ def read_wants(
     arena: memoryview,
     *,
     threads: int = 4,
+    fault: Fault | None = None,
 ) -> None:
     """Fill the arena with the wanted boxes, all checked.
 
@@ -64,8 +65,9 @@ def read_wants(
         store: the run's store.
         records: the checkpoint's tensors, as `catalog.tensors` returns them (checked, slices of all ranks).
         wants: boxes of them; each goes to `arena[at : at + nbytes]`.
-        arena: where the bytes go, writable. After an error its content is worth nothing.
-        threads: reads in flight; each needs up to 16 MiB of memory beside the arena.
+        arena: where the bytes go, writable. What lies between the wants, and after an error all of it, is worth nothing.
+        threads: reads in flight; each needs up to 16 MiB of memory beside the arena. 1: in the calling thread.
+        fault: called with each chunk that two reads found bad, instead of raising; what it should have filled is not.
 
     Raises:
         ObjectMissing, ObjectDamaged: bytes that two separate reads found missing or wrong; names segment and tensor.
@@ -76,7 +78,7 @@ def read_wants(
     pieces: dict[Chunk, _Piece] = {}
     for want in wants:
         _plan_want(want, by_name.get(want.tensor), arena, pieces)
-    _run(store, pieces.values(), arena, _raise, threads)
+    _run(store, _requests(pieces.values(), wants), arena, fault or _raise, threads)
 
 
 def check_chunks(store: Store, records: Sequence[TensorRecord], *, threads: int = 4) -> list[str]:
@@ -89,15 +91,15 @@ def check_chunks(store: Store, records: Sequence[TensorRecord], *, threads: int 
         for chunk in held.chunks
     }
 
-    def note(error: ObjectDamaged | ObjectMissing) -> None:
+    def note(_: Chunk, error: ObjectDamaged | ObjectMissing) -> None:
         faults.append(str(error))
 
-    _run(store, pieces.values(), memoryview(b""), note, threads)
+    _run(store, _requests(pieces.values(), ()), memoryview(b""), note, threads)
     return sorted(faults)
 
 
-Deliver = Callable[[memoryview], None]
-Fault = Callable[[ObjectDamaged | ObjectMissing], None]
+Deliver: TypeAlias = Callable[[memoryview], None]
+Fault: TypeAlias = Callable[[Chunk, ObjectDamaged | ObjectMissing], None]
 
 
 @dataclass
@@ -210,43 +212,64 @@ def _window(cut: tuple[Dims, Dims], origin: Dims) -> tuple[slice, ...]:
     return tuple(slice(o - base, o - base + n) for o, n, base in zip(*cut, origin, strict=True))
 
 
-def _requests(pieces: Iterable[_Piece]) -> list[_Read]:
-    """Join chunks into requests: neighbours that stay neighbours in the arena, and small ones that lie close."""
+def _requests(pieces: Iterable[_Piece], wants: Iterable[Want]) -> list[_Read]:
+    """Join chunks into requests: those that lie in the arena as in the segment, and small ones that lie close."""
+    free = _Free(wants)
     reads: list[_Read] = []
     for piece in sorted(pieces, key=lambda piece: (piece.chunk.segment, piece.chunk.at)):
         chunk = piece.chunk
         read = _Read(chunk.segment, chunk.at, piece.stop, piece.direct, [piece])
         last = reads[-1] if reads else None
-        if last is None or last.segment != read.segment or not _join(last, read):
+        if last is None or last.segment != read.segment or not _join(last, read, free):
             reads.append(read)
     return reads
 
 
-def _join(last: _Read, read: _Read) -> bool:
+class _Free:
+    """Knows where in the arena no want lies, so that what nobody asked for may be read there."""
+
+    def __init__(self, wants: Iterable[Want]) -> None:
+        self._taken = sorted((want.at, want.at + want.nbytes) for want in wants if want.nbytes)
+
+    def is_free(self, start: int, stop: int) -> bool:
+        if start == stop:
+            return True
+        index = bisect_left(self._taken, (start, 0))
+        before, after = self._taken[max(index - 1, 0) : index], self._taken[index : index + 1]
+        return all(end <= start for _, end in before) and all(begin >= stop for begin, _ in after)
+
+
+def _join(last: _Read, read: _Read, free: _Free) -> bool:
     stop = max(last.stop, read.stop)
-    is_neighbour = (
-        last.direct is not None
+    gap = read.start - last.stop
+    end = None if last.direct is None else last.direct + last.nbytes
+    goes_on = (
+        end is not None
         and read.direct is not None
-        and (read.start, read.direct) == (last.stop, last.direct + last.nbytes)
+        and 0 <= gap == read.direct - end
+        and gap <= GAP_BYTES
         and stop - last.start <= DIRECT_READ_BYTES
+        and free.is_free(end, read.direct)
     )
     is_close = (
-        max(last.nbytes, read.nbytes) < SMALL_BYTES
-        and read.start - last.stop <= GAP_BYTES
-        and stop - last.start <= CHUNK_BYTES
+        max(last.nbytes, read.nbytes) < SMALL_BYTES and gap <= GAP_BYTES and stop - last.start <= CHUNK_BYTES
     )
-    if not is_neighbour and not is_close:
+    if not goes_on and not is_close:
         return False
-    if not is_neighbour:
+    if not goes_on:
         last.direct = None
     last.stop = stop
     last.pieces += read.pieces
     return True
 
 
-def _run(store: Store, pieces: Iterable[_Piece], arena: memoryview, fault: Fault, threads: int) -> None:
+def _run(store: Store, reads: Sequence[_Read], arena: memoryview, fault: Fault, threads: int) -> None:
+    if threads == 1:
+        for read in reads:
+            _fetch(store, read, arena, fault)
+        return
     with ThreadPoolExecutor(threads, "outlast-read") as pool:
-        for _ in pool.map(lambda read: _fetch(store, read, arena, fault), _requests(pieces)):
+        for _ in pool.map(lambda read: _fetch(store, read, arena, fault), reads):
             pass
 
 
@@ -267,7 +290,7 @@ def _fetch(store: Store, read: _Read, arena: memoryview, fault: Fault) -> None:
             try:
                 _read_again(store, piece, view)
             except (ObjectMissing, ObjectDamaged) as error:
-                fault(error)
+                fault(piece.chunk, error)
                 continue
         if read.direct is None and piece.direct is not None:
             arena[piece.direct : piece.direct + piece.chunk.nbytes] = view
@@ -292,5 +315,5 @@ def _read_again(store: Store, piece: _Piece, view: memoryview) -> None:
         raise ObjectDamaged(msg)
 
 
-def _raise(error: ObjectDamaged | ObjectMissing) -> None:
+def _raise(_: Chunk, error: ObjectDamaged | ObjectMissing) -> None:
     raise error
