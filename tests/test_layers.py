@@ -25,7 +25,7 @@ LAYERS = (
     ("data",),
     ("state",),
     ("notice",),
-    ("_process",),
+    ("_process", "_memory"),
     ("checkpoint",),
     ("store",),
     ("sim",),
@@ -51,6 +51,7 @@ NO_TORCH = {
     "cli",
     "_config",
     "_process",
+    "_memory",
     "_errors",
 }
 

@@ -26,9 +26,11 @@ from outlast.state.settings import describe
 from outlast.state.steps import StepWatch
 from outlast.trainer.batches import Batches
 from outlast.trainer.ending import ended_by, watch_exceptions
+from outlast.trainer.frozen import stored
 from outlast.trainer.loop import Kind, Loop
 from outlast.trainer.metrics import as_number
 from outlast.trainer.resume import open_run
+from outlast.trainer.room import module_bytes, refuse_without_room
 from outlast.trainer.signals import Signals
 from outlast.trainer.vars import release_vars
 
@@ -114,6 +116,7 @@ class Run:
             on_loss=_config.store_loss(on_store_loss),
             best=kept.best,
         )
+        refuse_without_room(module_bytes(state), saving.host_memory_bytes)
 
         self._pid = os.getpid()
         self._left = False
@@ -153,6 +156,7 @@ class Run:
             settings=settings,
             seed=(torch.initial_seed() if seed is None else seed) & (2**63 - 1),
             resumed=resumed,
+            stored=stored(offer.checkpoint, offer.tensors),
         )
         self.vars = self._loop.vars
         self._keeper = self._loop.keeper
@@ -248,6 +252,7 @@ class Run:
     def log(self, **metrics: float) -> None:
         """Record metrics of the present step; they are durable before the checkpoint of a later step is."""
         values = {name: as_number(name, value) for name, value in metrics.items()}
+        self._keeper.log(values)
         self._keeper.record(kind="metrics", attempt=self.attempt, step=self.step, values=values)
 
     def should_stop(self) -> bool:

@@ -18,6 +18,7 @@ import msgspec
 from outlast import _errors
 from outlast._errors import AgentLost, OutlastError
 from outlast._say import say
+from outlast._types import Reason
 from outlast.agent.control import ControlPage, Phase, Stop, Word
 from outlast.agent.protocol import (
     Accept,
@@ -26,6 +27,7 @@ from outlast.agent.protocol import (
     Ending,
     Events,
     EventsKept,
+    GiveBack,
     Hello,
     Message,
     NoticeHeard,
@@ -56,6 +58,10 @@ class Link:
 
     Handshake in the main thread: `offer`, then `accept` until `welcome`; from then on a thread listens, and the
     rest is thread-safe.
+
+    Attributes:
+        retake: set when a snapshot must be taken again; whoever does so resets it.
+        newest_index: arena of the newest snapshot that became durable; None while none has.
     """
 
     def __init__(self, hello: Hello) -> None:
@@ -75,6 +81,8 @@ class Link:
         self._leaving = False
         self._outcome: Ending = "error"
         self._failure: OutlastError | None = None
+        self.retake = False
+        self.newest_index: int | None = None
         self.page: ControlPage | None = None
         self.welcome: Welcome | None = None
 
@@ -145,6 +153,23 @@ class Link:
             )
             return free()
 
+    @property
+    def waiting(self) -> int | None:
+        """The newest interval snapshot that is not answered: what the agent may not have begun. None if there is none."""
+        with self._lock:
+            numbers = [n for n, snapshot in self._unsaved.items() if snapshot.reason is Reason.INTERVAL]
+            return max(numbers, default=None)
+
+    def give_back(self, number: int) -> None:
+        """Ask for the arena of a snapshot that was not begun: a newer state is at hand."""
+        with self._lock:
+            self._try_send(GiveBack(number=number))
+
+    def answer(self, number: int) -> Saved | None:
+        """What came of a snapshot; None while it is not known."""
+        with self._lock:
+            return self._saved.get(number)
+
     def wait_saved(self, number: int, deadline_s: Callable[[], float | None], why: str) -> Saved | None:
         """Wait until snapshot `number` is answered; None once `deadline_s()` (monotonic) has passed."""
         with self._changed:
@@ -205,7 +230,7 @@ class Link:
             if now >= say_at_s:
                 say(f"waiting until {why}")
                 say_at_s = now + _SAY_WAITING_AGAIN_S
-            self._changed.wait(_LOOK_S)
+            self._changed.wait(_LOOK_S if deadline is None else min(_LOOK_S, deadline - now))
 
     def _listen(self) -> None:
         while True:
@@ -223,7 +248,10 @@ class Link:
                     self._kept_events = max(message.count, self._kept_events)
             elif isinstance(message, Saved):
                 with self._changed:
-                    self._unsaved.pop(message.number, None)
+                    snapshot = self._unsaved.pop(message.number, None)
+                    if snapshot is not None and message.checkpoint is not None:
+                        self.newest_index = snapshot.index
+                    self.retake = self.retake or message.retake
                     self._saved[message.number] = message
                     self._saved.pop(message.number - _ANSWERS_KEPT, None)
                     self._changed.notify_all()

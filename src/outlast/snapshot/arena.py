@@ -19,6 +19,8 @@ ALIGN_BYTES = 64
 
 _MADV_POPULATE_WRITE = 23
 """Linux 5.14: map pages writable without changing them; Python's mmap has no name for it."""
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+"""Of fallocate(2); Python has no name for them either."""
 _TOUCH_BYTES = 64 << 20
 """Pages mapped at a time: a fault of the copy waits no longer than this takes (20 ms)."""
 
@@ -42,6 +44,7 @@ class Arena:
         # A forked loader worker must not keep the memory of a dead trainer.
         self._map.madvise(mmap.MADV_DONTFORK)
         self.view = memoryview(self._map)
+        self._giving_back: threading.Thread | None = None
 
     @classmethod
     def create(cls, size_bytes: int) -> Arena:
@@ -55,14 +58,38 @@ class Arena:
             os.close(fd)
             raise
 
-    def populate(self) -> None:
-        """Map every page in the background, so that the first copy is not slow; it needs no interpreter lock.
+    def populate(self, nbytes: int | None = None) -> None:
+        """Map the first `nbytes` (default: every page) in the background, so that the first copy is not slow.
 
-        Where memory is short the copy that needs it will say so.
+        It needs no interpreter lock. Where memory is short the copy that needs it will say so.
         """
         # The thread holds an export of the mapping: closed or not meanwhile, its addresses stay this arena's.
-        pages = (ctypes.c_char * self.size_bytes).from_buffer(self._map)
+        size = self.size_bytes if nbytes is None else min(page_ceil(nbytes), self.size_bytes)
+        pages = (ctypes.c_char * size).from_buffer(self._map)
         threading.Thread(target=_touch, args=(pages,), name="outlast-populate", daemon=True).start()
+
+    def give_back(self, start: int) -> None:
+        """Give the memory of all whole pages from `start` on back to the machine, in the background.
+
+        They read as zeros afterwards. Nothing may write there until `settle`.
+        """
+        start = page_ceil(start)
+        if start < self.size_bytes:
+            self.settle()
+            fd = os.dup(self.fd)  # the thread's own: this arena may be closed meanwhile
+            self._giving_back = threading.Thread(
+                target=_punch,
+                args=(fd, start, self.size_bytes - start),
+                name="outlast-give-back",
+                daemon=True,
+            )
+            self._giving_back.start()
+
+    def settle(self) -> None:
+        """Wait until what was given back is gone."""
+        if self._giving_back is not None:
+            self._giving_back.join()
+            self._giving_back = None
 
     def share_with_forks(self) -> None:
         """Keep it mapped in processes that are forked from here."""
@@ -99,3 +126,12 @@ def _touch(pages: ctypes.Array[ctypes.c_char]) -> None:
         length = min(_TOUCH_BYTES, size - at)
         if libc.madvise(ctypes.c_void_p(start + at), ctypes.c_size_t(length), _MADV_POPULATE_WRITE) != 0:
             return  # a kernel before 5.14, or memory is short: the first copy maps the pages itself
+
+
+def _punch(fd: int, start: int, nbytes: int) -> None:
+    libc = ctypes.CDLL(None)
+    mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    libc.fallocate(
+        fd, mode, ctypes.c_long(start), ctypes.c_long(nbytes)
+    )  # where it fails the memory stays taken
+    os.close(fd)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NoReturn
 
 from outlast._config import Saving
@@ -15,12 +16,16 @@ from outlast.agent.control import ControlPage, Phase, Stop, Word
 from outlast.agent.link import Link
 from outlast.agent.protocol import Ending
 from outlast.state.table import TensorTable
+from outlast.trainer.best import BestSoFar
 from outlast.trainer.ending import ended_by
-from outlast.trainer.saver import Saver, Whole
+from outlast.trainer.frozen import Stored
+from outlast.trainer.saver import RETAKES, Order, Saver, Whole
 from outlast.trainer.signals import Signals
 
 _FLUSH_NS = 1e9
 """Metrics travel to the agent at least every second."""
+_HELD_LOOK_S = 0.1
+"""Between looks at a store that is waited for."""
 _STOP, _INTERRUPTS, _BATCHES = int(Word.STOP), int(Word.INTERRUPTS), int(Word.BATCHES)
 _STEPS, _SAFE_NS, _SAFE_BATCHES = int(Word.STEPS), int(Word.SAFE_POINT_NS), int(Word.SAFE_POINT_BATCHES)
 
@@ -34,8 +39,10 @@ class Keeper:
         signals: of this process.
         gather: puts the whole state of this moment together.
         saved_as: "finished" or "whole" when the state that training begins with is durable already, else None.
+        stored: what the checkpoint holds that was resumed from.
 
     Attributes:
+        best: the best value so far of the metric that `keep_best` names.
         due_next: whether the next safe point may save, so that what only a save needs is recorded from here on.
     """
 
@@ -45,10 +52,14 @@ class Keeper:
         saving: Saving,
         signals: Signals,
         gather: Callable[[TensorTable], Whole],
+        *,
         saved_as: str | None,
+        stored: Stored | None,
     ) -> None:
         self._link = link
-        self._saver = Saver(link, saving.every, gather, self._deadline_s)
+        self._saver = Saver(link, saving, gather, self._deadline_s, stored)
+        self._on_loss = saving.on_loss
+        self.best = BestSoFar(saving.best)
         self._signals = signals
         self._saved_as = saved_as
         self._changed = False
@@ -59,7 +70,7 @@ class Keeper:
         self._attend_ns = 0.0
         self.due_next = True
         self._ending: Ending = "ended"
-        self._closed = False
+        self._closed = self._give_up = False
         self._left: SystemExit | None = None
 
     @property
@@ -100,7 +111,7 @@ class Keeper:
         words[_STEPS] = step
         words[_SAFE_BATCHES] = self._batches
         words[_SAFE_NS] = now_ns
-        idle = not (self._signals.any or words[_STOP] or words[_INTERRUPTS])
+        idle = not (self._signals.any or words[_STOP] or words[_INTERRUPTS] or self._link.retake)
         if idle and now_ns < self._attend_ns and step < self._due_step:
             self.due_next = 3 * now_ns - 2 * self._last_ns >= self._due_ns or step + 1 >= self._due_step
             self._last_ns = now_ns
@@ -114,26 +125,38 @@ class Keeper:
             self.leave(epoch, step)
         self._link.raise_if_lost()
         self._link.flush_events()
-        taken = False
-        if self._user_save is not None:
-            taken = self._take_due(step, Reason.USER, pinned=self._user_save)
-        elif now_ns >= self._saver.due_ns or step >= self._saver.due_step:
-            taken = self._take_due(step, Reason.INTERVAL, pinned=False)
-        else:
+        self._saver.settle()
+        order = self._due(step, now_ns)
+        taken = order is not None and self._take_due(order)
+        if order is None:
             self._saver.prepare()
+        if self.page[Word.STORE_LOST_NS] and self._on_loss != "continue":
+            self._store_is_lost(epoch, step)
         self._last_ns = now_ns
         self._due_ns, self._due_step = self._saver.due_ns, self._saver.due_step
         self._attend_ns = min(now_ns + _FLUSH_NS, self._due_ns)
         self.due_next = now_ns + _FLUSH_NS >= self._due_ns or step + 1 >= self._due_step
-        if self._user_save is not None or not self._saver.prepared:
+        if not (self._user_save is None and self.best.due is None and self._saver.prepared):
             self._attend_ns, self.due_next = 0.0, True
         return taken
+
+    def _due(self, step: int, now_ns: int) -> Order | None:
+        """What is to be saved at this safe point: what was asked for, a best value, what must be taken again, an interval."""
+        redo, best = self._saver.redo, self.best.due
+        if self._user_save is not None or best is not None:
+            pinned = bool(self._user_save) or (redo is not None and redo.pinned)
+            return Order(step, Reason.USER, pinned=pinned, best=best)
+        if redo is not None:
+            return replace(redo, step=step)
+        if now_ns >= self._saver.due_ns or step >= self._saver.due_step:
+            return Order(step, Reason.INTERVAL)
+        return None
 
     def hold(self, step: int) -> None:
         """Keep a snapshot of this moment in memory; it becomes durable if this process or machine goes."""
         self._stay_away()
         self._changed = True
-        self._saver.take(step, Reason.INTERVAL, hold=True)
+        self._saver.take(Order(step, Reason.INTERVAL, hold=True))
 
     def ask(self, *, pin: bool) -> None:
         """Save at the next safe point."""
@@ -149,7 +172,7 @@ class Keeper:
     def save_asked(self, step: int) -> None:
         """Take the save that was asked for now, and wait until it is durable."""
         pinned, self._user_save = bool(self._user_save), None
-        number = self._saver.take(step, Reason.USER, pinned=pinned)
+        number = self._saver.take(Order(step, Reason.USER, pinned=pinned, best=self._take_best()))
         if not self._wait_saved(number, step, "the save is durable"):
             self._leave_unsaved(step)
         self._changed = False
@@ -165,7 +188,8 @@ class Keeper:
         self._ending = "preempted" if preempted else "interrupted"
         number = self._saver.last_number
         if not cut and (self._changed or (number is None and self._saved_as is None)):
-            number = self._saver.take(step, Reason.EMERGENCY if preempted else Reason.USER)
+            reason = Reason.EMERGENCY if preempted else Reason.USER
+            number = self._saver.take(Order(step, reason, best=self._take_best()))
             saved = number is not None and self._wait_saved(number, step, "the emergency save is durable")
         else:
             # What Ctrl-C finds held becomes durable as the script ends, which waits for it.
@@ -180,13 +204,21 @@ class Keeper:
         """The loop is over: exit 0 must mean that its end is durable."""
         self._stay_away()
         if self._changed or self._saved_as != "finished":
-            number = self._saver.take(step, Reason.FINAL, finished=True)
+            number = self._saver.take(Order(step, Reason.FINAL, finished=True, best=self._take_best()))
             if not self._wait_saved(number, step, "the final state is durable"):
                 self._leave_unsaved(step)
             self._changed = False
         self._ending = "finished"
         self._signals.at_once = True
         self.page[Word.PHASE] = Phase.ENDED
+
+    def log(self, values: Mapping[str, float]) -> bool:
+        """Look at metrics that were logged: one that is the best so far is saved at the next safe point."""
+        if not self.best.see(values):
+            return False
+        self._attend_ns = 0.0
+        self.due_next = True
+        return True
 
     def record(self, **fields: Json) -> None:
         """Add a record to the run's events."""
@@ -208,16 +240,46 @@ class Keeper:
                 "last save is not durable. Let the loop end by itself (run.epochs(n), run.batches(..., steps=n), "
                 "run.steps(n)), or call run.save() after it"
             )
-        if not self._signals.abandon:
+        if not (self._signals.abandon or self._give_up):
             self._link.close(self._ending)
 
-    def _take_due(self, step: int, reason: Reason, *, pinned: bool) -> bool:
-        if self._saver.take(step, reason, pinned=pinned) is None:
+    def _take_due(self, order: Order) -> bool:
+        if self._saver.take(order) is None:
             return False
         self._changed = False
-        if reason is Reason.USER:
-            self._user_save = None
+        if order.reason is Reason.USER:
+            self._user_save = self.best.due = None
         return True
+
+    def _take_best(self) -> float | None:
+        """The best value so far goes with the snapshot that is taken now."""
+        best, self.best.due = self.best.due, None
+        return best
+
+    def _store_is_lost(self, epoch: int, step: int) -> None:
+        """The store fails: hold here until it is back, or end, as `on_store_loss` says.
+
+        Raises:
+            StoreError: it says "exit".
+        """
+        durable = self._saver.durable
+        known = "nothing of this attempt is durable" if durable is None else f"step {durable} is durable"
+        if self._on_loss == "exit":
+            self._ending = "error"
+            self._give_up = True
+            self._link.flush_events()
+            msg = f'the store fails at step {step} and on_store_loss is "exit"; {known}. What is saved stands'
+            raise StoreError(msg)
+        say(
+            f'the store fails at step {step}, and {known}: training is held (on_store_loss="pause") until it is back'
+        )
+        while self.page[Word.STORE_LOST_NS]:
+            if self.should_stop():
+                self.leave(epoch, step)
+            self._link.raise_if_lost()
+            self.page[Word.SAFE_POINT_NS] = time.monotonic_ns()
+            time.sleep(_HELD_LOOK_S)
+        say(f"the store is back: training goes on at step {step}")
 
     def _leave_unsaved(self, step: int) -> NoReturn:
         self._superseded_if_so(f"step {step} is not saved")
@@ -249,15 +311,21 @@ class Keeper:
         Raises:
             StoreError: it was refused for a reason that waiting does not mend.
         """
-        if number is None:
+        error: str | None = None
+        for left in range(RETAKES, -1, -1):
+            saved = None if number is None else self._link.wait_saved(number, self._deadline_s, why)
+            if number is None or saved is None:
+                return False
+            if saved.checkpoint is not None:
+                return True
+            error = saved.error
+            if not saved.retake or not left:
+                break
+            number = self._saver.retake(number)
+        if self.page[Word.STOP] == Stop.SUPERSEDED:
             return False
-        saved = self._link.wait_saved(number, self._deadline_s, why)
-        if saved is None:
-            return False
-        if saved.checkpoint is None and self.page[Word.STOP] != Stop.SUPERSEDED:
-            msg = f"step {step} was not saved: {saved.error}"
-            raise StoreError(msg)
-        return saved.checkpoint is not None
+        msg = f"step {step} was not saved: {error}"
+        raise StoreError(msg)
 
     def _deadline_s(self) -> float | None:
         shared = self.page[Word.DEADLINE_NS]

@@ -20,6 +20,7 @@ from outlast.state.steps import StepWatch
 from outlast.state.table import TensorTable
 from outlast.state.tree import decode, encode
 from outlast.trainer.ending import tail_resumed
+from outlast.trainer.frozen import Stored
 from outlast.trainer.keeper import Keeper
 from outlast.trainer.resume import Resumed, compare_data, put_back
 from outlast.trainer.saver import Whole
@@ -42,6 +43,7 @@ class Loop:
         settings: what is compared between attempts.
         seed: of the data order; that of the save where there is one.
         resumed: what came back; None for a fresh start.
+        stored: what the checkpoint holds that it came from.
 
     Attributes:
         kind: the loop that runs; None before and after.
@@ -66,6 +68,7 @@ class Loop:
         settings: dict[str, Json],
         seed: int,
         resumed: Resumed | None,
+        stored: Stored | None,
     ) -> None:
         assert link.welcome is not None
         self.kind: Kind | None = None
@@ -87,7 +90,7 @@ class Loop:
         self._head: tuple[Json, dict[str, torch.Tensor]] = (None, {})
         self._said: set[str] = set()
         saved_as = None if resumed is None else "finished" if resumed.finished else "whole"
-        self.keeper = Keeper(link, saving, signals, self.gather, saved_as)
+        self.keeper = Keeper(link, saving, signals, self.gather, saved_as=saved_as, stored=stored)
         if resumed is not None:
             self._continue(resumed)
 
@@ -240,6 +243,7 @@ class Loop:
             "tail_open": self.tail_open,
             "own_points": self.own_points,
             "seed": self._seed,
+            "best": self.keeper.best.position,
             "batches": source.batches_done if source is not None else None,
             "samples": source.samples_done if source is not None else None,
         }
@@ -279,5 +283,6 @@ class Loop:
         self._seed = int(position["seed"])
         self._source_position = resumed.source_position
         self._data = resumed.settings.get("data")
+        self.keeper.best.resume(position.get("best"))
         restore_vars(self.vars, resumed.variables)
         restore_rng(resumed.tree["rng"], resumed.tensors)

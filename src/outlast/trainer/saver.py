@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 
-from outlast._config import Every
+from outlast._config import Saving
 from outlast._say import say
 from outlast._types import Json, Reason
+from outlast.agent.control import Word
 from outlast.agent.link import Link
 from outlast.agent.protocol import Snapshot
-from outlast.snapshot.arena import Arena
-from outlast.snapshot.stager import layout, stage
+from outlast.snapshot.digests import chunk_digests
+from outlast.snapshot.stager import Layout, fits, layout, stage
 from outlast.state.table import TensorTable
+from outlast.trainer.frozen import Digests, Stored, frozen_digests, frozen_names, mark
+from outlast.trainer.room import Room
 
-_ARENAS = 2
 _FIRST_SHARE = 1 / 16
 """An attempt's first save comes after this share of the interval, the next after twice that, up to the whole: a
 machine that lives shorter than the interval gets on all the same."""
-_HEADROOM = 1.02
-"""An arena is made a little larger than needed, so that a state that grows by a few values fits again."""
+RETAKES = 2
+"""How often in a row a snapshot that was not what the live state was is taken again at once."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +39,65 @@ class Whole:
     settings: dict[str, Json]
 
 
+@dataclass(frozen=True)
+class Order:
+    """A snapshot that is to be taken.
+
+    Attributes:
+        hold: keep it in memory; it becomes durable if this process or machine goes.
+        best: value of the metric that is the best so far.
+    """
+
+    step: int
+    reason: Reason
+    hold: bool = False
+    pinned: bool = False
+    finished: bool = False
+    best: float | None = None
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A snapshot that is not answered yet, and what is known about frozen parameters once it is durable."""
+
+    order: Order
+    index: int
+    frozen: Digests
+    whole: bool
+
+
 class Saver:
     """Takes snapshots at safe points. Used in the main thread only.
 
     Args:
         link: to the agent, the attempt claimed.
-        every: the interval between saves.
+        saving: how this run saves.
         gather: puts the whole state of this moment together.
         deadline_s: monotonic time at which this machine goes; None while none is known.
+        resumed: what the checkpoint holds that was resumed from.
+
+    Attributes:
+        redo: a snapshot that was not what the live state was, and is due again.
+        durable: the last step that is known to be durable; None while none is.
     """
 
     def __init__(
         self,
         link: Link,
-        every: Every,
+        saving: Saving,
         gather: Callable[[TensorTable], Whole],
         deadline_s: Callable[[], float | None],
+        resumed: Stored | None,
     ) -> None:
         self._link = link
-        self._every = every
+        self._every = saving.every
+        self._verify = saving.verify
         self._gather = gather
         self._deadline_s = deadline_s
-        self._arenas: dict[int, Arena] = {}
+        self._room = Room(link, saving.host_memory_bytes)
+        self._layout: Layout | None = None
+        self._stored = resumed
+        self._unanswered: dict[int, _Taken] = {}
         self._number = 0
         self._repeat: tuple[int, int] = (-1, 0)
         self._share = _FIRST_SHARE
@@ -64,6 +105,9 @@ class Saver:
         self._last_step = 0
         self._sizing = False
         self._late_said = False
+        self._retakes = 0
+        self.redo: Order | None = None
+        self.durable: int | None = None
 
     @property
     def last_number(self) -> int | None:
@@ -87,95 +131,142 @@ class Saver:
         steps = self._every.steps
         return math.inf if steps is None else self._last_step + steps
 
-    def take(
-        self,
-        step: int,
-        reason: Reason,
-        *,
-        hold: bool = False,
-        pinned: bool = False,
-        finished: bool = False,
-    ) -> int | None:
-        """Copy the state into an arena and hand it over; None where no arena became free in time.
+    def take(self, order: Order) -> int | None:
+        """Copy the state into an arena and hand it over; its number, or None where no arena became free in time.
 
         An interval save and a held one do not wait: the next safe point tries again.
         """
-        table = TensorTable()
-        with torch.no_grad():
+        self.settle()
+        index = self._free_arena(order)
+        if index is None:
+            self._link.raise_if_lost()
+            return None
+        with _no_collection(), torch.no_grad():
+            table = TensorTable()
             whole = self._gather(table)
-            planned = layout(table.entries)
-            index = self._free_arena(planned.size_bytes, wait=not hold and reason is not Reason.INTERVAL)
-            if index is None:
-                if not self._late_said and not hold:
-                    self._late_said = True
-                    say(
-                        "a save takes longer than the interval between two; saving as often as the store allows"
-                    )
-                return None
-            stage(table.entries, planned, self._arenas[index])
+            frozen = frozen_names(whole.tree["states"])
+            plain = self._layout_of(table, frozen)
+            digests, of_frozen = self._digests(table, frozen)
+            base = None if self._link.page is None or self._link.page[Word.WHOLE] else self._stored
+            marked = mark(plain, digests, frozen, base)
+            copied_whole = all(new.at == old.at for new, old in zip(marked.placed, plain.placed, strict=True))
+            stage(table.entries, marked, self._room.targets(index, plain, lasting=copied_whole))
         self._number += 1
-        repeat = self._repeat[1] + 1 if self._repeat[0] == step else 0
-        self._repeat = (step, repeat)
+        repeat = self._repeat[1] + 1 if self._repeat[0] == order.step else 0
+        self._repeat = (order.step, repeat)
+        self._unanswered[self._number] = _Taken(order, index, of_frozen, copied_whole)
         self._link.submit(
             Snapshot(
                 number=self._number,
                 index=index,
-                step=step,
+                step=order.step,
                 repeat=repeat,
-                reason=reason,
-                pinned=pinned,
-                finished=finished,
-                hold=hold,
+                reason=order.reason,
+                pinned=order.pinned,
+                finished=order.finished,
+                hold=order.hold,
                 tree=whole.tree,
                 position=whole.position,
                 settings=whole.settings,
-                tensors=planned.placed,
-                base=None,
-                best=None,
+                tensors=marked.placed,
+                base=None if copied_whole or base is None else base.checkpoint,
+                best=order.best,
             )
         )
-        if not hold:
-            self.start(step)
+        if not order.hold:
+            self.start(order.step)
             self._share = min(self._share * 2, 1.0)
+            self.redo = None
         return self._number
+
+    def settle(self) -> None:
+        """Learn from what the agent has answered."""
+        self._link.retake = False
+        for number, taken in sorted(self._unanswered.items()):
+            saved = self._link.answer(number)
+            if saved is None:
+                continue
+            del self._unanswered[number]
+            if saved.checkpoint is not None:
+                self._retakes = 0
+                self.durable = taken.order.step
+                if taken.frozen:
+                    self._stored = Stored(saved.checkpoint, taken.frozen)
+                    if taken.whole:
+                        self._room.give_back(taken.index)
+            elif saved.retake:
+                self._stored = None
+                if self._retakes < RETAKES:
+                    self._retakes += 1
+                    self.redo = replace(taken.order, hold=False)
+
+    def retake(self, number: int) -> int | None:
+        """Take snapshot `number`, which was not what the live state was, again now; as `take`."""
+        taken = self._unanswered.get(number)
+        self.settle()
+        order = self.redo if taken is None else replace(taken.order, hold=False)
+        return None if order is None else self.take(order)
 
     @property
     def prepared(self) -> bool:
         """Whether the arenas are made."""
-        return bool(self._arenas)
+        return self._room.is_made
 
     def prepare(self) -> None:
-        """Make both arenas and touch their pages in the background, so that the first save is not slow.
+        """Make the arenas and touch their pages in the background, so that the first save is not slow.
 
         Not at the first safe point: only from the second on is it known which gradients the loop drops unread, and an
         arena that has room for them would be too large for ever.
         """
-        if self._arenas:
+        if self.prepared:
             return
         if not self._sizing:
             self._sizing = True
             return
-        table = TensorTable()
-        with torch.no_grad():
-            self._gather(table)
-            size = layout(table.entries).size_bytes
-        for index in range(_ARENAS):
-            self._make_arena(index, size).populate()
+        with _no_collection(), torch.no_grad():
+            table = TensorTable()
+            whole = self._gather(table)
+            self._room.make(self._layout_of(table, frozen_names(whole.tree["states"])))
 
-    def _free_arena(self, size_bytes: int, *, wait: bool) -> int | None:
-        index = self._link.wait_free(tuple(range(_ARENAS)), self._deadline_s if wait else lambda: 0.0)
-        if index is None:
-            self._link.raise_if_lost()
+    def _layout_of(self, table: TensorTable, frozen: set[str]) -> Layout:
+        if self._layout is None or not fits(self._layout, table.entries, frozen):
+            self._layout = layout(table.entries, frozen)
+        return self._layout
+
+    def _digests(self, table: TensorTable, frozen: set[str]) -> tuple[Digests, Digests]:
+        """Digests of what is compared with what is written, and of the frozen parameters among it."""
+        of_frozen = frozen_digests(table.entries, frozen)
+        if not self._verify:
+            return of_frozen, of_frozen
+        rest = [name for name in table.entries if name not in of_frozen]
+        of_rest = chunk_digests([table.entries[name] for name in rest])
+        return dict(zip(rest, of_rest, strict=True)) | of_frozen, of_frozen
+
+    def _free_arena(self, order: Order) -> int | None:
+        """An arena that nothing reads; where a newer state may take the place of one that waits, it does."""
+        index = self._room.free(lambda: 0.0)
+        if index is not None:
+            return index
+        if not order.hold and order.reason is not Reason.INTERVAL:
+            return self._room.free(self._deadline_s)
+        if not self._room.pass_over():
             return None
-        arena = self._arenas.get(index)
-        if arena is None or arena.size_bytes < size_bytes:
-            if arena is not None:
-                arena.close()
-            self._make_arena(index, size_bytes)
-        return index
+        if not self._late_said and not order.hold:
+            self._late_said = True
+            say(
+                "a save takes longer than the interval between two: what waits is passed over for the newest state, and "
+                "saves come as often as the store allows"
+            )
+        return self._room.free(self._room.soon())
 
-    def _make_arena(self, index: int, size_bytes: int) -> Arena:
-        arena = Arena.create(int(size_bytes * _HEADROOM))
-        self._arenas[index] = arena
-        self._link.add_arena(index, arena)
-        return arena
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: ten thousand small objects set off several, each over the whole heap."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
