@@ -5,97 +5,120 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import msgspec
 
-from outlast._errors import OutlastError, StoreError
-from outlast._types import Reason
+from outlast._errors import ObjectDamaged, OutlastError, StoreError, StoreFull
+from outlast._types import Best, Json, Reason
+from outlast.agent.bases import FULL_EVERY, Bases, FullEvery
 from outlast.agent.claim import superseded_by, utc_now
+from outlast.agent.control import ControlPage, Word
 from outlast.agent.ledger import Ledger
+from outlast.agent.outage import Outage
+from outlast.agent.priority import lower_this_thread
 from outlast.agent.protocol import Saved, Snapshot
-from outlast.checkpoint.manifest import AttemptRecord, CheckpointId
-from outlast.checkpoint.writer import SaveHeader, commit, write_rank
+from outlast.agent.tasks import Durable, Hooks, InUse, Newest, Task, can_wait, copied, urgency
+from outlast.checkpoint.base import Base
+from outlast.checkpoint.manifest import (
+    AttemptRecord,
+    BestValue,
+    CheckpointId,
+    Chunk,
+    parse_checkpoint_name,
+)
+from outlast.checkpoint.writer import NotTheLiveState, Retake, SaveHeader, Written, commit, write_rank
+from outlast.checkpoint.writing import Abandoned, Pace
+from outlast.policy.giving_way import gives_way
 from outlast.snapshot.arena import Arena
 from outlast.store.base import Store
 
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 30.0
-SAY_EVERY_S = 60.0
-"""While the store is away, how often to say how much is at risk (DESIGN.md rule 11)."""
+RETRY_URGENT_MOST_S = 2.0
+"""For all but interval saves: somebody waits for them, and perhaps not for long."""
+STOP_S = 60.0
+"""Longest wait for a store call that is under way: a store's own patience (`store/_client.py`)."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A complete snapshot and the memory it lies in."""
+@dataclass
+class _Plan:
+    """How a snapshot is saved. Made once: another try writes the same bytes under the same keys, which are immutable."""
 
-    snapshot: Snapshot
-    arena: Arena
-
-
-@dataclass(frozen=True)
-class Durable:
-    """The newest checkpoint that this attempt made durable."""
-
-    name: str
-    step: int
-    at_s: float
+    header: SaveHeader
+    saved_utc: str
+    bases: tuple[Base, ...]
+    done: set[str] = field(default_factory=set)
 
 
 class Persister:
     """Takes complete snapshots and makes them durable, newest first.
 
     A snapshot that is handed over with `hold` is kept until `release`, or until a newer one takes its place. An
-    interval snapshot that has not been begun is passed over when a newer one waits: what the newer one holds
-    includes it. Every snapshot is answered exactly once, when its arena may be used again.
+    interval snapshot is passed over when a newer one waits, as long as none of it is written; one that is being written is
+    given up for a stronger one (`policy/giving_way.py`). Every snapshot is answered exactly once, when its arena may be
+    used again.
+
+    Attributes:
+        durable: the newest checkpoint of this attempt.
+        newest: the same, with its arena.
+        last_error: what the last save failed with; None after one that did not.
     """
 
     def __init__(
         self,
         store: Store,
         record: AttemptRecord,
+        hooks: Hooks,
+        *,
         rank: int,
         events: Ledger,
-        *,
-        answer: Callable[[Saved], None],
-        superseded: Callable[[str], None],
-        say: Callable[[str], None],
+        page: ControlPage,
+        best: Best | None = None,
+        full: FullEvery = FULL_EVERY,
+        damaged: Collection[Chunk] = (),
     ) -> None:
         self._store = store
         self._record = record
         self._rank = rank
         self._events = events
-        self._answer = answer
-        self._superseded = superseded
-        self._say = say
+        self._page = page
+        self._hooks = hooks
+        self._best = best
+        self._bases = Bases(store, record, full, damaged)
+        self._outage = Outage(
+            show=lambda since_ns: self._show(Word.STORE_LOST_NS, since_ns),
+            risk=self._risk,
+            say=hooks.say,
+            note=self._note,
+        )
         self._changed = threading.Condition()
         self._queue: list[Task] = []
         self._held: Task | None = None
         self._writing: Task | None = None
         self._stopped = False
+        self._hurried = False
+        self._started_s = time.monotonic()
         self.durable: Durable | None = None
-        self.failing_since_s: float | None = None
+        self.newest: Newest | None = None
         self.last_error: str | None = None
+        page[Word.WHOLE] = 1
         self._thread = threading.Thread(target=self._run, name="outlast-persist", daemon=True)
         self._thread.start()
 
     def submit(self, task: Task) -> None:
         """Hand over a complete snapshot."""
-        dropped: list[Task] = []
         with self._changed:
-            if self._held is not None:
-                dropped.append(self._held)
-                self._held = None
+            dropped = [self._held] if self._held is not None else []
+            self._held = None
             if task.snapshot.hold:
                 self._held = task
             else:
-                dropped += [old for old in self._queue if old.snapshot.reason is Reason.INTERVAL]
-                self._queue = [old for old in self._queue if old.snapshot.reason is not Reason.INTERVAL]
-                self._queue.append(task)
+                dropped += self._enqueue(task)
             self._changed.notify_all()
         for old in dropped:
-            self._answer(Saved(number=old.snapshot.number, checkpoint=None, error=None))
+            self._hooks.answer(Saved(number=old.snapshot.number, checkpoint=None, error=None))
 
     def release(self, reason: Reason) -> None:
         """Make the held snapshot durable now, if there is one."""
@@ -103,81 +126,144 @@ class Persister:
             if self._held is None:
                 return
             snapshot = msgspec.structs.replace(self._held.snapshot, reason=reason, hold=False)
-            self._queue.append(Task(snapshot, self._held.arena))
+            dropped = self._enqueue(Task(snapshot, self._held.arena))
             self._held = None
             self._changed.notify_all()
+        for old in dropped:
+            self._hooks.answer(Saved(number=old.snapshot.number, checkpoint=None, error=None))
+
+    def give_back(self, number: int) -> None:
+        """Drop snapshot `number` for a newer state, unless it was begun or somebody asked for it."""
+        with self._changed:
+            waiting = [*self._queue, *([self._held] if self._held else [])]
+            dropped = [t for t in waiting if t.snapshot.number == number and can_wait(t)]
+            self._queue = [t for t in self._queue if t not in dropped]
+            if self._held in dropped:
+                self._held = None
+            self._changed.notify_all()
+        for old in dropped:
+            self._hooks.answer(Saved(number=old.snapshot.number, checkpoint=None, error=None))
+
+    def forget(self, arena: Arena) -> None:
+        """The arena is about to be closed."""
+        if self.newest is not None and self.newest.arena is arena:
+            self.newest = None
+
+    def in_use(self) -> InUse:
+        """What must not be deleted now. Thread-safe."""
+        with self._changed:
+            tasks = [t for t in (*self._queue, self._held, self._writing) if t is not None]
+            named = frozenset(t.snapshot.base for t in tasks if t.snapshot.base is not None)
+            writing = self._id(self._writing.snapshot) if self._writing is not None else None
+        return InUse(self._bases.names | named, writing)
+
+    def remind(self) -> None:
+        """While the store fails, say once a minute what is at risk. Thread-safe."""
+        self._outage.remind()
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing waits to be written; False when the time is up."""
+        """Wait until nothing waits to be written, now with normal priority; False when the time is up."""
         with self._changed:
+            self._hurried = True
             return self._changed.wait_for(lambda: not self._queue and self._writing is None, timeout_s)
 
-    def stop(self) -> None:
-        """Give up what is not written yet and end the thread after the store call it is in."""
+    def stop(self) -> bool:
+        """Give up what is not written yet, and end; False where a store call takes too long to be waited for."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        self._thread.join(STOP_S)
+        return not self._thread.is_alive()
+
+    def _enqueue(self, task: Task) -> list[Task]:
+        """Queue it, with the lock; returns those that it takes the place of."""
+        dropped = [old for old in self._queue if can_wait(old)]
+        self._queue = [old for old in self._queue if not can_wait(old)] + [task]
+        return dropped
 
     def _run(self) -> None:
+        self._bases.find_first()
+        self._show(Word.WHOLE, int(self._bases.full_is_due))
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or bool(self._queue))
                 if self._stopped:
                     return
-                task = self._writing = self._queue.pop(0)
-            name, error = self._save_with_patience(task)
+                task = max(self._queue, key=urgency)
+                self._queue.remove(task)
+                self._writing = task
+            saved = self._save_with_patience(task)
+            self._show(Word.WHOLE, int(self._bases.full_is_due))
             with self._changed:
                 self._writing = None
                 self._changed.notify_all()
-            self._answer(Saved(number=task.snapshot.number, checkpoint=name, error=error))
+            self._hooks.answer(saved)
 
-    def _save_with_patience(self, task: Task) -> tuple[str | None, str | None]:
+    def _save_with_patience(self, task: Task) -> Saved:
         """Save; while the store is away try again, unless a newer snapshot has come."""
+        number, step = task.snapshot.number, task.snapshot.step
         wait_s = RETRY_FIRST_S
-        said_s = 0.0
-        header: SaveHeader | None = None
-        saved_utc = utc_now()
+        plan: _Plan | None = None
+        made_room = False
         while True:
             try:
                 self._stop_if_superseded()
-                # Made once: a second try writes the same bytes under the same keys, which are immutable.
-                header = header or self._header(task.snapshot)
-                name = self._save(task, header, saved_utc)
+                plan = plan or self._plan(task.snapshot)
+                name = self._save(task, plan)
+            except (
+                ObjectDamaged
+            ) as error:  # under this snapshot's own id: no wait would mend it, another id does
+                return self._not_saved(number, f"step {step} was not saved: {error}", retake=True)
             except StoreError as error:
-                now = time.monotonic()
-                self.failing_since_s = self.failing_since_s or now
                 self.last_error = str(error)
-                if now - said_s >= SAY_EVERY_S or said_s == 0.0:
-                    said_s = now
-                    self._say(
-                        f"step {task.snapshot.step} is not durable: {error}. Training goes on; trying again."
-                    )
+                if isinstance(error, StoreFull) and not made_room:
+                    made_room = self._hooks.make_room()
+                    if made_room:
+                        continue
+                self._outage.failed(error, step)
+            except Abandoned:
+                return Saved(number=number, checkpoint=None, error=None)
+            except NotTheLiveState as error:
+                message = f"step {step} was not saved and is taken again: {error}"
+                self._note("warning", {"cause": "snapshot-differs", "message": message})
+                return self._not_saved(number, f"warning: {message}", retake=True)
+            except Retake as error:
+                return Saved(number=number, checkpoint=None, error=str(error), retake=True)
             except OutlastError as error:  # nothing that another try would mend
-                self.last_error = str(error)
-                self._say(f"step {task.snapshot.step} was not saved: {error}")
-                return None, str(error)
+                return self._not_saved(number, f"step {step} was not saved: {error}")
             except (
                 Exception
             ) as error:  # a fault of ours: this thread must live on, and the trainer must hear of it
                 traceback.print_exc()
-                self.last_error = f"{type(error).__name__}: {error}"
-                return None, self.last_error
+                return self._not_saved(number, f"step {step} was not saved: {type(error).__name__}: {error}")
             else:
-                self.failing_since_s = self.last_error = None
-                return name, None
+                self.last_error = None
+                self._outage.over(name)
+                return Saved(number=number, checkpoint=name, error=None)
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._is_passed_over(task), wait_s)
                 if self._stopped or self._is_passed_over(task):
-                    return None, self.last_error
-            wait_s = min(wait_s * 2, RETRY_MOST_S)
+                    return Saved(number=number, checkpoint=None, error=self.last_error)
+            made_room = False
+            wait_s = min(wait_s * 2, RETRY_MOST_S if can_wait(task) else RETRY_URGENT_MOST_S)
+
+    def _not_saved(self, number: int, message: str, *, retake: bool = False) -> Saved:
+        self.last_error = message
+        self._hooks.say(message)
+        self._outage.over(None)
+        return Saved(number=number, checkpoint=None, error=message, retake=retake)
 
     def _is_passed_over(self, task: Task) -> bool:
-        return bool(self._queue) and task.snapshot.reason is Reason.INTERVAL
+        return bool(self._queue) and can_wait(task)
 
-    def _header(self, snapshot: Snapshot) -> SaveHeader:
-        return SaveHeader(
+    def _id(self, snapshot: Snapshot) -> CheckpointId:
+        return CheckpointId(self._record.attempt, snapshot.step, snapshot.repeat, self._record.nonce)
+
+    def _plan(self, snapshot: Snapshot) -> _Plan:
+        best = self._best
+        header = SaveHeader(
             run_id=self._record.run_id,
-            id=CheckpointId(self._record.attempt, snapshot.step, snapshot.repeat, self._record.nonce),
+            id=self._id(snapshot),
             rank=self._rank,
             world_size=self._record.world_size,
             reason=snapshot.reason,
@@ -187,36 +273,112 @@ class Persister:
             position=snapshot.position,
             settings=snapshot.settings,
             events=self._events.flush(),
-            best=None,
+            best=BestValue(best.metric, best.mode, snapshot.best)
+            if best and snapshot.best is not None
+            else None,
         )
+        return _Plan(header, utc_now(), self._bases.of(snapshot))
 
-    def _save(self, task: Task, header: SaveHeader, saved_utc: str) -> str:
+    def _save(self, task: Task, plan: _Plan) -> str:
         """One try. The events came first, then segments and manifest, the commit last (rules 1 and 12)."""
-        snapshot, checkpoint = task.snapshot, header.id
+        snapshot, checkpoint = task.snapshot, plan.header.id
         started = time.monotonic()
-        write_rank(self._store, header, snapshot.tensors, task.arena.view, saved_utc=saved_utc)
+        written = write_rank(
+            self._store,
+            plan.header,
+            snapshot.tensors,
+            task.arena.view,
+            saved_utc=plan.saved_utc,
+            bases=plan.bases,
+            done=plan.done,
+            pace=self._pace(task),
+        )
         self._stop_if_superseded()
         if not commit(self._store, checkpoint, self._record.run_id, self._record.world_size):
             msg = f"{checkpoint.name}: a manifest that was just written is not there"
             raise StoreError(msg)
         now = time.monotonic()
-        self.durable = Durable(checkpoint.name, snapshot.step, now)
-        self._events.add(
+        manifest = written.manifest
+        self._bases.committed(checkpoint, manifest)
+        if self.newest is None or snapshot.number > self.newest.number:
+            self.newest = Newest(
+                checkpoint.name, snapshot.number, manifest.tensors, snapshot.tensors, task.arena
+            )
+        if self.durable is None or snapshot.step >= self.durable.step:
+            self.durable = Durable(checkpoint.name, snapshot.step, now)
+        self._note_save(snapshot, checkpoint, written, now - started)
+        self._hooks.committed(checkpoint, manifest)
+        return checkpoint.name
+
+    def _pace(self, task: Task) -> Pace:
+        """Interval saves give way to training, and to saves that somebody waits for; others are written as they can."""
+        if not can_wait(task):
+            return Pace(is_abandoned=lambda: self._stopped)
+        started = time.monotonic()
+        sizes: list[int] = []
+
+        def is_abandoned() -> bool:
+            return self._stopped or self._gives_way(task, sum(sizes), time.monotonic() - started)
+
+        begin = (lambda: None) if self._hurried else lower_this_thread
+        return Pace(begin_thread=begin, is_abandoned=is_abandoned, wrote=sizes.append)
+
+    def _gives_way(self, task: Task, done_bytes: int, took_s: float) -> bool:
+        with self._changed:
+            waiting = [other for other in self._queue if not can_wait(other)]
+        if not waiting:
+            return False
+        deadline_ns = self._look(Word.DEADLINE_NS)
+        return gives_way(
+            left_bytes=max(copied(task.snapshot) - done_bytes, 0),
+            next_bytes=copied(max(waiting, key=urgency).snapshot),
+            bytes_per_s=done_bytes / max(took_s, 1e-9),
+            deadline_s=deadline_ns / 1e9 - time.monotonic() if deadline_ns else None,
+        )
+
+    def _note_save(
+        self, snapshot: Snapshot, checkpoint: CheckpointId, written: Written, seconds: float
+    ) -> None:
+        self._note(
+            "save",
             {
-                "kind": "save",
-                "utc": utc_now(),
-                "attempt": self._record.attempt,
                 "step": snapshot.step,
                 "checkpoint": checkpoint.name,
                 "reason": snapshot.reason.value,
                 "bytes": sum(placed.nbytes for placed in snapshot.tensors),
-                "seconds": round(now - started, 3),
-            }
+                "bytes_copied": copied(snapshot),
+                "bytes_written": written.bytes_written,
+                "chunks": written.chunks,
+                "chunks_referenced": written.chunks_referenced,
+                "seconds": round(seconds, 3),
+            },
         )
-        return checkpoint.name
+
+    def _note(self, kind: str, fields: dict[str, Json]) -> None:
+        about = {"kind": kind, "utc": utc_now(), "attempt": self._record.attempt}
+        self._events.add({**about, "step": self._look(Word.STEPS), **fields})
+
+    def _show(self, word: Word, value: int) -> None:
+        with self._changed:
+            if not self._stopped:  # the page may be gone
+                self._page[word] = value
+
+    def _look(self, word: Word) -> int:
+        with self._changed:
+            return 0 if self._stopped else self._page[word]
+
+    def _risk(self) -> str:
+        """What would be lost now."""
+        durable = self.durable
+        since_s = time.monotonic() - (durable.at_s if durable else self._started_s)
+        base = parse_checkpoint_name(self._record.resumed_from or "")
+        step = durable.step if durable else base.step if base else 0
+        steps = max(self._look(Word.STEPS) - step, 0)
+        what = f"step {step} is the last durable one" if durable or base else "nothing is durable yet"
+        return f"{what}, {steps} steps and {since_s / 60:.0f} min of work are at risk"
 
     def _stop_if_superseded(self) -> None:
         why = superseded_by(self._store, self._record)
         if why is not None:
-            self._superseded(why)
+            self._hooks.superseded(why)
             raise OutlastError(why)

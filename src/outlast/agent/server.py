@@ -123,6 +123,7 @@ class Loop:
         if session is None or now < self._alarm_at_s:
             return
         self._alarm_at_s = now + ALARM_EVERY_S
+        session.remind()
         sight = session.sight()
         for alarm in alarms(sight) if sight else []:
             if now - self._alarmed.get(alarm.cause, -ALARM_AGAIN_S) >= ALARM_AGAIN_S:

@@ -17,7 +17,7 @@ from outlast.agent.claim import Waits, utc_now
 from outlast.agent.control import ControlPage, Phase, Stop, Word
 from outlast.agent.ledger import Ledger
 from outlast.agent.opening import Opening
-from outlast.agent.persist import Persister, Task
+from outlast.agent.persist import Persister
 from outlast.agent.place import open_place
 from outlast.agent.protocol import (
     PROTOCOL,
@@ -26,6 +26,7 @@ from outlast.agent.protocol import (
     Ending,
     Events,
     EventsKept,
+    GiveBack,
     Hello,
     NoticeHeard,
     Refuse,
@@ -33,6 +34,7 @@ from outlast.agent.protocol import (
     Snapshot,
     Welcome,
 )
+from outlast.agent.tasks import Hooks, Newest, Task
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.manifest import AttemptRecord
@@ -76,7 +78,7 @@ class Session:
         done: set once the trainer is gone and all that was complete is durable (or could not become so).
         outcome: how the trainer said that it ended; None if it never did.
         exception: the last line of what ended the script, if it said so.
-        connected: whether a trainer ever said who it is.
+        newest: once `done` is set, the newest checkpoint of this attempt, with the arena that holds it.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class Session:
         self.claimed: Claimed | None = None
         self.outcome: Ending | None = None
         self.exception: str | None = None
-        self.connected = False
+        self.newest: Newest | None = None
+        self._stuck = False
         self.done = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="outlast-session", daemon=True)
         self._thread.start()
@@ -162,6 +165,11 @@ class Session:
             ended=page[Word.PHASE] != Phase.TRAINING,
         )
 
+    def remind(self) -> None:
+        """While the store fails, say once a minute what is at risk."""
+        if self.claimed is not None:
+            self.claimed.persister.remind()
+
     def warn(self, cause: str, message: str) -> None:
         """Say a warning and write it down for `status`."""
         self._say(f"warning: {message}")
@@ -169,9 +177,17 @@ class Session:
         if self.claimed is not None:
             self.claimed.heartbeat.beat_now()
 
+    def take_newest(self) -> Newest | None:
+        """Take over `newest`, and the duty to close its arena; call once `done` is set."""
+        newest, self.newest = self.newest, None
+        return newest
+
     def close(self) -> None:
         """Give back what it holds; call from the thread that calls `sight`, once `done` is set."""
         self._thread.join()
+        newest = self.take_newest()
+        if newest is not None:
+            newest.arena.close()
         if self._trainer_pidfd is not None:
             os.close(self._trainer_pidfd)
             self._trainer_pidfd = None
@@ -192,10 +208,16 @@ class Session:
                 self._finish(self.claimed)
         finally:
             self._wire.close()
-            for arena in self._arenas.values():
-                arena.close()
+            self._close_arenas()
             self.done.set()
             self._wake()
+
+    def _close_arenas(self) -> None:
+        """Give the memory back, but for the newest checkpoint's: a relaunch restores from it."""
+        kept = self.newest.arena if self.newest is not None else None
+        for arena in self._arenas.values():
+            if arena is not kept and not self._stuck:
+                arena.close()
 
     def _refuse(self, error: OutlastError) -> None:
         try:
@@ -211,7 +233,6 @@ class Session:
                 "two versions of outlast are installed; use one"
             )
             raise OutlastError(msg)
-        self.connected = True
         try:
             self._trainer_pidfd = os.pidfd_open(hello.trainer.pid)
         except ProcessLookupError as error:
@@ -223,14 +244,9 @@ class Session:
     def _start(self, hello: Hello, store: Store, record: AttemptRecord) -> None:
         page = ControlPage.create()
         events = Ledger(EventLog(store, record.attempt, record.nonce, hello.rank), self._events_kept)
+        hooks = Hooks(answer=self._answer, superseded=self._superseded, say=self._say)
         persister = Persister(
-            store,
-            record,
-            hello.rank,
-            events,
-            answer=self._answer,
-            superseded=self._superseded,
-            say=self._say,
+            store, record, hooks, rank=hello.rank, events=events, page=page, best=hello.keep.best
         )
         heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
         claimed = Claimed(hello, store, record, events, page, persister, heartbeat)
@@ -256,12 +272,15 @@ class Session:
                 # The arena before it under this index is free: its snapshot was answered.
                 old = self._arenas.pop(message.index, None)
                 if old is not None:
+                    claimed.persister.forget(old)
                     old.close()
                 self._arenas[message.index] = Arena(fds[0])
             case Snapshot():
                 claimed.persister.submit(Task(message, self._arenas[message.index]))
                 if message.hold and self._standing is not None:
                     claimed.persister.release(Reason.EMERGENCY)
+            case GiveBack():
+                claimed.persister.give_back(message.number)
             case Events():
                 for record in message.records:
                     if record.get("kind") == "exception":
@@ -285,7 +304,8 @@ class Session:
         persister.release(Reason.EMERGENCY if self._standing else Reason.INTERVAL)
         if not persister.drain(DRAIN_S):
             self._say(f"gave up after {DRAIN_S:.0f} s: {persister.last_error or 'the store does not answer'}")
-        persister.stop()
+        self._stuck = not persister.stop()
+        self.newest = persister.newest
         claimed.heartbeat.stop()
         self._record("end", outcome=self.outcome or "killed")
         try:

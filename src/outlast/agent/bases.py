@@ -1,0 +1,115 @@
+"""Which checkpoints a save may refer to, and when one is to be written in full (DESIGN.md rule 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from outlast._errors import ObjectDamaged, ObjectMissing, OutlastError
+from outlast.agent.protocol import Snapshot
+from outlast.checkpoint import catalog
+from outlast.checkpoint.base import Base, base_of
+from outlast.checkpoint.manifest import (
+    AttemptRecord,
+    CheckpointId,
+    Chunk,
+    Manifest,
+    parse_checkpoint_name,
+)
+from outlast.store.base import Store
+
+BASES_KEPT = 2
+"""The newest durable checkpoint, and the one before: what a snapshot names that was taken while the newest was written."""
+
+
+@dataclass(frozen=True)
+class FullEvery:
+    """When a save is written in full: after so many saves, or so many seconds, since the last one that was."""
+
+    saves: int = 100
+    seconds: float = 24 * 3600.0
+
+
+FULL_EVERY = FullEvery()
+"""DESIGN.md rule 6."""
+
+
+class Bases:
+    """The newest durable checkpoints of one rank. Changed by the saving thread only; `names` may be read by any.
+
+    Args:
+        store: the run's store.
+        record: the attempt's.
+        full: when a save in full is due.
+        damaged: chunks that a restore found damaged: they are never referred to.
+    """
+
+    def __init__(
+        self, store: Store, record: AttemptRecord, full: FullEvery, damaged: Collection[Chunk] = ()
+    ) -> None:
+        self._store = store
+        self._record = record
+        self._full = full
+        self._damaged = damaged
+        self._bases: tuple[Base, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The checkpoints that must stay where they are."""
+        return frozenset(base.name for base in self._bases)
+
+    @property
+    def full_is_due(self) -> bool:
+        """Whether the next save is to be written in full."""
+        if not self._bases:
+            return True
+        newest = self._bases[0]
+        age = datetime.now(UTC) - datetime.fromisoformat(newest.full_utc)
+        return newest.saves_since_full + 1 >= self._full.saves or age.total_seconds() >= self._full.seconds
+
+    def find_first(self) -> None:
+        """Load what this attempt builds on: its own newest checkpoint (saved by another agent), or the one resumed from.
+
+        A store that fails, or a checkpoint that is not whole, leaves it without: the first save is written in full.
+        """
+        record = self._record
+        try:
+            ours = (
+                id.name
+                for id in catalog.committed(self._store)  # noqa: A001
+                if (id.attempt, id.nonce) == (record.attempt, record.nonce)
+            )
+            name = next(ours, record.resumed_from)
+            if name is not None:
+                self._load(name)
+        except OutlastError:
+            pass
+
+    def committed(self, id: CheckpointId, manifest: Manifest) -> None:  # noqa: A002 - the field's name
+        """A checkpoint of this attempt has become durable."""
+        self._bases = (base_of(id, (manifest,)), *self._bases)[:BASES_KEPT]
+
+    def of(self, snapshot: Snapshot) -> tuple[Base, ...]:
+        """Return the bases for a save of this snapshot, none where it is to be written in full.
+
+        Raises:
+            StoreError: the checkpoint that stands for what was not copied cannot be read now.
+        """
+        if all(placed.at >= 0 for placed in snapshot.tensors):
+            return () if self.full_is_due else self._bases
+        if snapshot.base is not None and snapshot.base not in self.names:
+            try:
+                self._load(snapshot.base)
+            except (ObjectMissing, ObjectDamaged):
+                pass  # what it held is looked for in the others
+        return self._bases
+
+    def _load(self, name: str) -> None:
+        id = parse_checkpoint_name(name)  # noqa: A001
+        if id is None:
+            return
+        loaded = catalog.load(self._store, id)
+        catalog.tensors(loaded)
+        # Behind the newest one of this attempt, which tells when the next save in full is due.
+        self._bases = (*self._bases[:1], base_of(id, loaded.manifests, self._damaged))
