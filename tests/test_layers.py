@@ -64,6 +64,9 @@ LIGHT = [
 ]
 """What a torch-free process imports; the agent, and what the command line shows of a run."""
 
+WAY_OUT = ("outlast.state.torch_file", "torch.save")
+"""`outlast checkpoints export --to FILE.pt`, which a person asks for to leave."""
+
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -133,12 +136,14 @@ def test_what_the_agent_needs_names_no_torch(path):
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_nothing_reads_pickles_or_runs_text(path):
-    """No pickle, no torch.load, no eval: what comes from a store is data."""
+    """No pickle, no torch.load, no eval: what comes from a store is data. Only an export writes torch's own format."""
     roots = {module.split(".")[0] for module in imports_of(path)}
     assert not roots & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
+            if (name_of(path), called) == WAY_OUT:
+                continue
             assert called not in {"torch.load", "torch.save", "eval", "exec", "os.system", "os.fork"}, called
 
 

@@ -16,6 +16,7 @@ from outlast.checkpoint import catalog
 from outlast.checkpoint.manifest import CheckpointId
 from outlast.cli._place import checkpoint_named, open_run
 from outlast.cli._show import ago, clock, console, print_json, size, table, text
+from outlast.cli.export import export
 from outlast.store.base import Store
 
 LOADS = 8
@@ -27,6 +28,7 @@ Example: outlast checkpoints list gpt-small
 """
 
 app = App(name="checkpoints", help=HELP)
+app.command(export)
 
 
 @app.command(name="list")
