@@ -1,11 +1,10 @@
-"""Copy tensors into an arena, and look at the tensors in one.
+"""Copy tensors into an arena.
 
-The bytes of each tensor lie in row-major order where `layout` or `wants` placed them, whatever its strides were.
+The bytes of each tensor lie in row-major order where `layout` placed them, whatever its strides were.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -13,15 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from outlast._errors import ObjectDamaged
-from outlast.agent.protocol import UNCOPIED, Placed, Want
-from outlast.checkpoint.manifest import TensorRecord
+from outlast.agent.protocol import UNCOPIED, Placed
 from outlast.snapshot.arena import Arena, page_ceil, place
+from outlast.snapshot.moves import Move
+from outlast.snapshot.pinned import DeviceCopier
 from outlast.state.bits import DTYPES, as_integers, dtype_name, plain
 from outlast.state.leaves import check_tensor
 
 _SMALL_BYTES = 64 << 10
 """Up to here a copy costs less than the call that makes it (a microsecond for 10 to 20 KB)."""
+_DEVICES = DeviceCopier()
 
 
 @dataclass(frozen=True)
@@ -85,27 +85,34 @@ def looks(layout: Layout, arena: Arena) -> list[torch.Tensor]:
 
 
 def stage(
-    entries: Mapping[str, torch.Tensor], layout: Layout, targets: Sequence[torch.Tensor] | Arena
+    entries: Mapping[str, torch.Tensor],
+    layout: Layout,
+    targets: Sequence[torch.Tensor] | Arena,
+    *,
+    but: AbstractSet[str] = frozenset(),
 ) -> None:
     """Copy every tensor to its place, bit for bit; returns when all bytes are there.
 
     Runs under no autograd and draws no random numbers. Large tensors are copied by torch's threads, small ones many at
-    a time; copies from a GPU wait for the work queued on its current stream.
+    a time; copies from GPUs go on meanwhile, and wait for the work queued on their current streams.
 
     Args:
         entries: name -> tensor of any strides, on CPU or CUDA; the ones that `layout` was made of.
         layout: of the same names, shapes and dtypes; boxes that are `UNCOPIED` are passed over.
         targets: the arena, at least `layout.size_bytes` large, or what `looks` made of it; nothing may be reading it.
+        but: names of those that are passed over.
     """
+    if isinstance(targets, Arena):
+        targets = looks(layout, targets)
+    on_devices = {box.name for box in layout.placed if box.device != "cpu"}
+    devices = _DEVICES.begin(moves(entries, layout, targets, on_devices - but) if on_devices else ())
     small: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     with torch.no_grad():
-        for box, target in zip(
-            layout.placed, looks(layout, targets) if isinstance(targets, Arena) else targets, strict=True
-        ):
-            if box.at == UNCOPIED:
+        for box, target in zip(layout.placed, targets, strict=True):
+            if box.at == UNCOPIED or box.name in but or box.name in on_devices:
                 continue
             source = _integers(entries[box.name], target.dtype)
-            if box.nbytes <= _SMALL_BYTES and box.device == "cpu":
+            if box.nbytes <= _SMALL_BYTES:
                 into, of = small.setdefault(target.dtype, ([], []))
                 into.append(target)
                 of.append(source)
@@ -113,34 +120,22 @@ def stage(
                 target.copy_(source)
         for into, of in small.values():
             torch._foreach_copy_(into, of)
+    devices.wait()
 
 
-def wants(records: Sequence[TensorRecord]) -> tuple[tuple[Want, ...], int]:
-    """Ask for all tensors, whole; returns the boxes and the arena's size in bytes.
-
-    Raises:
-        ObjectDamaged: a record has a dtype that this torch does not know.
-    """
-    boxes = []
-    end = 0
-    for record in records:
-        nbytes = math.prod(record.shape) * _dtype(record).itemsize
-        at = place(end, nbytes)
-        end = at + nbytes
-        boxes.append(Want(record.name, (0,) * len(record.shape), record.shape, at, nbytes))
-    return tuple(boxes), end
-
-
-def views(arena: Arena, records: Sequence[TensorRecord], wants: Sequence[Want]) -> dict[str, torch.Tensor]:
-    """Return a typed look at each wanted tensor in the arena, without a copy.
-
-    They are for reading, and hold the arena's memory as long as they live.
-    """
-    memory = _bytes_of(arena)
-    dtypes = {record.name: _dtype(record) for record in records}
-    return {
-        want.tensor: _look(memory, want.at, want.nbytes, dtypes[want.tensor], want.shape) for want in wants
-    }
+def moves(
+    entries: Mapping[str, torch.Tensor],
+    layout: Layout,
+    targets: Sequence[torch.Tensor],
+    names: AbstractSet[str],
+) -> list[Move]:
+    """Return the copies that `stage` would make of these names, to be made by somebody else."""
+    with torch.no_grad():
+        return [
+            Move(box.name, _integers(entries[box.name], target.dtype), target)
+            for box, target in zip(layout.placed, targets, strict=True)
+            if box.name in names and box.at != UNCOPIED
+        ]
 
 
 def _integers(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -173,14 +168,3 @@ def _look(
     memory: torch.Tensor, at: int, nbytes: int, dtype: torch.dtype, shape: Sequence[int]
 ) -> torch.Tensor:
     return memory[at : at + nbytes].view(dtype).view(tuple(shape))
-
-
-def _dtype(record: TensorRecord) -> torch.dtype:
-    dtype = DTYPES.get(record.dtype)
-    if dtype is None:
-        msg = (
-            f"{record.name}: saved as {record.dtype}, which torch {torch.__version__} does not have or Outlast does "
-            "not store. Install the torch that the run was saved with."
-        )
-        raise ObjectDamaged(msg)
-    return dtype

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,10 +37,12 @@ class StepWatch:
         due: set by the caller while a save is wanted. Only then a step remembers its gradients, so that those that
             the loop will drop unread need not be saved; without it, all that are there are.
         notes: lines for the user, about optimizers whose steps cannot be observed.
+        before_step: called in front of each step that calls its hooks, once `hook_before` was.
     """
 
     def __init__(self, states: Mapping[str, object]) -> None:
         self.due = False
+        self.before_step: Callable[[], None] | None = None
         self._optimizers = [
             _Watched(name, state, weakref.ref(self)) for name, state in states.items() if _is_optimizer(state)
         ]
@@ -57,6 +59,20 @@ class StepWatch:
             for watched in self._optimizers
             if not watched.observable()
         ]
+
+    def hook_before(self) -> None:
+        """Hook in front of the steps of every optimizer that can be."""
+        for watched in self._optimizers:
+            watched.hook_before()
+
+    def can_hold(self) -> bool:
+        """Whether each step of each optimizer, as it would run now, calls `before_step` first.
+
+        Not one that is compiled or captured: it runs without its hooks.
+        """
+        return bool(self._optimizers) and all(
+            watched.observable() and not watched.hookless for watched in self._optimizers
+        )
 
     def stepped(self) -> bool:
         """Whether a step was, or may have been, taken since the last mark."""
@@ -128,6 +144,7 @@ class _Watched:
         self.name = name
         self.optimizer = optimizer
         self.stepped = False
+        self.hookless = False
         self.after_step: list[tuple[Any, TensorWeakRef, float]] | None = None
         self._watch = watch
         self._sample: tuple[Any, TensorWeakRef] | None = None
@@ -136,6 +153,10 @@ class _Watched:
         self._observable = False
         if _has_hooks(optimizer):
             optimizer.register_step_post_hook(self._after_step)
+
+    def hook_before(self) -> None:
+        if _has_hooks(self.optimizer):
+            self.optimizer.register_step_pre_hook(self._before_step)
 
     def observable(self) -> bool:
         """Whether the step that would run now calls the hook; looked up again when it was replaced."""
@@ -162,6 +183,16 @@ class _Watched:
                 and _version(parameter.grad) == version
             ):
                 yield parameter
+
+    def _before_step(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            self.hookless = True  # what is compiled now runs without what the hook does
+            return
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]  # torch has no annotation there
+            self.hookless = True  # and so is what is captured now replayed
+        watch = self._watch()
+        if watch is not None and watch.before_step is not None:
+            watch.before_step()
 
     def _after_step(self, *_: Any) -> None:
         self.stepped = True

@@ -1,0 +1,156 @@
+"""Copies from CUDA devices into arenas, on streams of their own, and arenas that a device can write into by itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from outlast.snapshot.arena import PAGE_BYTES, Arena
+from outlast.snapshot.moves import Move
+
+_SMALL_BYTES = 64 << 10
+"""Up to here a copy of its own (5 us to launch, 25 GB/s) costs more than to gather many on the device first."""
+_BATCH_BYTES = 32 << 20
+"""Small tensors that are gathered at a time: what this takes of a device's memory."""
+_PORTABLE = 1
+"""cudaHostRegisterPortable: pinned for every device of this process."""
+
+
+class DeviceCopier:
+    """Copies from CUDA devices, on one stream for each. Used in the main thread; `Copying.wait` in any."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    @staticmethod
+    def takes(tensor: torch.Tensor) -> bool:
+        """Whether it lies on a CUDA device."""
+        return tensor.device.type == "cuda"
+
+    def begin(self, moves: Sequence[Move]) -> DeviceCopying:
+        """Begin to copy, after all that is queued on each device's current stream.
+
+        The small ones are there when this returns. Targets that are not pinned are copied right as well, only that
+        the driver may let this thread wait for it.
+        """
+        events = []
+        by_device: dict[torch.device, list[Move]] = {}
+        for move in moves:
+            by_device.setdefault(move.source.device, []).append(move)
+        for device, of_device in by_device.items():
+            stream = self._streams.get(device)
+            if stream is None:
+                stream = self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no annotation there
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.no_grad(), torch.cuda.stream(stream):
+                for move in of_device:
+                    if move.nbytes > _SMALL_BYTES:
+                        move.target.copy_(move.source, non_blocking=True)
+                for batch in _batches([move for move in of_device if move.nbytes <= _SMALL_BYTES]):
+                    _copy_gathered(batch)
+                # Whoever waits for it sleeps, and takes no core from training.
+                event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch has no annotation there
+                event.record(stream)
+            events.append((device, event))
+        return DeviceCopying(moves, events)
+
+
+class DeviceCopying:
+    """Copies that devices have been given.
+
+    Memory that training frees meanwhile stays what it was, for the sources are held here.
+    """
+
+    def __init__(
+        self, moves: Sequence[Move], events: Sequence[tuple[torch.device, torch.cuda.Event]]
+    ) -> None:
+        self._moves = moves
+        self._events = events
+
+    def hold_back(self) -> None:
+        """Let each device's current stream wait. A stream that is being captured cannot wait for what is not captured."""
+        for device, event in self._events:
+            with torch.cuda.device(device):
+                if not torch.cuda.is_current_stream_capturing():
+                    torch.cuda.current_stream(device).wait_event(event)
+
+    def wait(self) -> None:
+        """Return once all is in the arena."""
+        for device, event in self._events:
+            # Another thread's current device is the first one, which this process may not use at all.
+            with torch.cuda.device(device):
+                event.synchronize()
+
+
+class Pin:
+    """Memory of an arena, pinned in the background.
+
+    Where it cannot be pinned (a limit on locked memory), copies into it are slower, and right.
+    """
+
+    def __init__(self, arena: Arena, nbytes: int) -> None:
+        """Begin to pin the whole pages among the first `nbytes`.
+
+        Not more: what is punched out of an arena later must not be pinned, for the device would write to pages that
+        are not the arena's any more.
+        """
+        # It holds the mapping: closed or not meanwhile, these addresses stay the arena's.
+        self._memory = np.frombuffer(arena.view, dtype=np.uint8)[: nbytes // PAGE_BYTES * PAGE_BYTES]
+        self._device = torch.cuda.current_device()
+        self._pinned = False
+        # Not a daemon: the process must not end in the middle of a call to the driver. The call takes a second or two.
+        self._thread = threading.Thread(target=self._register, name="outlast-pin")
+        self._thread.start()
+
+    def wait(self) -> bool:
+        """Wait until it is known whether the memory is pinned."""
+        self._thread.join()
+        return self._pinned
+
+    def release(self) -> None:
+        """Unpin; before the arena is closed, and after the last copy into it."""
+        if self.wait():
+            with torch.cuda.device(self._device):
+                cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch has no annotation there
+                cudart.cudaHostUnregister(self._memory.ctypes.data)
+            self._pinned = False
+
+    def _register(self) -> None:
+        if not self._memory.nbytes:
+            return
+        # A failed call leaves its error to the thread that made it: training never hears of this one's.
+        with torch.cuda.device(self._device):
+            cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch has no annotation there
+            address, nbytes = self._memory.ctypes.data, self._memory.nbytes
+            self._pinned = int(cudart.cudaHostRegister(address, nbytes, _PORTABLE)) == 0
+
+
+def _batches(moves: Sequence[Move]) -> Iterator[list[Move]]:
+    """Group small copies of one dtype."""
+    by_dtype: dict[torch.dtype, list[Move]] = {}
+    for move in moves:
+        by_dtype.setdefault(move.source.dtype, []).append(move)
+    for of_dtype in by_dtype.values():
+        batch: list[Move] = []
+        nbytes = 0
+        for move in of_dtype:
+            batch.append(move)
+            nbytes += move.nbytes
+            if nbytes >= _BATCH_BYTES:
+                yield batch
+                batch, nbytes = [], 0
+        if batch:
+            yield batch
+
+
+def _copy_gathered(moves: Sequence[Move]) -> None:
+    """Gather on the device, copy once, spread out in the arena."""
+    flat = torch.cat([move.source.reshape(-1) for move in moves]).cpu()
+    parts = torch.split(flat, [move.source.numel() for move in moves])
+    torch._foreach_copy_(
+        [move.target for move in moves],
+        [part.view(move.target.shape) for part, move in zip(parts, moves, strict=True)],
+    )
