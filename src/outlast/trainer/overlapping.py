@@ -1,0 +1,155 @@
+"""Snapshots whose copy goes on under the next forward and backward: when that is allowed, and what becomes of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from outlast._say import say
+from outlast.agent.protocol import Saved, Snapshot
+from outlast.snapshot.moves import Copier, Move
+from outlast.snapshot.overlap import Overlapped, begin
+from outlast.state.steps import StepWatch
+
+_LARGE_BYTES = 1 << 20
+"""Below, a tensor is copied at the safe point: to launch its fingerprint takes as long (20 to 40 us)."""
+_MOST_CHANGED = 2
+"""So many snapshots in a row thrown away, and overlapping does not suit this script."""
+
+
+class Handing(Protocol):
+    """What takes a snapshot over; see `agent/link.py`."""
+
+    def reserve(self, snapshot: Snapshot) -> None:
+        """Announce a snapshot that is not complete yet."""
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Hand it over, complete."""
+
+    def withdraw(self, saved: Saved) -> None:
+        """Answer it here: it does not come."""
+
+
+class Overlapping:
+    """Decides what is copied late, and watches it. Used in the main thread.
+
+    Args:
+        link: to the agent.
+        states: what the script handed in.
+        watch: over its optimizers; their steps are hooked.
+        copier: copies while this process goes on.
+    """
+
+    def __init__(self, link: Handing, states: Mapping[str, object], watch: StepWatch, copier: Copier) -> None:
+        self._link = link
+        self._states = states
+        self._watch = watch
+        self._copier = copier
+        self._lock = threading.Lock()
+        self._under_way: Overlapped | None = None
+        self._thread: threading.Thread | None = None
+        self._dropped = False
+        self._changed_in_a_row = 0
+        self._out_of_memory_said = False
+        watch.hook_before()
+        watch.before_step = self._before_step
+
+    def is_under_way(self) -> bool:
+        """Whether a copy, or its comparison, goes on."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def suited(self, entries: Mapping[str, torch.Tensor]) -> frozenset[str]:
+        """Choose what may be copied late at this safe point: large parameters and optimizer state.
+
+        Only what nothing but an optimizer's step, which waits, is expected to change. Nothing where a step cannot be
+        made to wait.
+        """
+        if self._changed_in_a_row >= _MOST_CHANGED or not self._watch.can_hold():
+            return frozenset()
+        places = {tensor.data_ptr() for tensor in _changed_by_steps(self._states)}
+        return frozenset(
+            name
+            for name, tensor in entries.items()
+            if self._copier.takes(tensor)
+            and tensor.is_contiguous()
+            and tensor.numel() * tensor.element_size() >= _LARGE_BYTES
+            and tensor.data_ptr() in places
+        )
+
+    def begin(self, moves: Sequence[Move]) -> Callable[[Snapshot], None] | None:
+        """Begin to copy; returns what takes the snapshot they belong to. None where that must be done at once."""
+        try:
+            copies = begin(moves, self._copier)
+        except torch.OutOfMemoryError:
+            if not self._out_of_memory_said:
+                self._out_of_memory_said = True
+                say("no room on the GPU for fingerprints (64 MiB): snapshots are copied at the safe point")
+            return None
+        return lambda snapshot: self._hand_over(snapshot, copies)
+
+    def finish(self) -> None:
+        """Wait until what is under way is handed over, or thrown away."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def drop(self) -> None:
+        """Throw away what is under way: a newer state takes its place, and cannot wait."""
+        with self._lock:
+            self._dropped = True
+
+    def _before_step(self) -> None:
+        under_way = self._under_way
+        if under_way is not None:
+            under_way.hold_back()
+
+    def _hand_over(self, snapshot: Snapshot, copies: Overlapped) -> None:
+        """Hand the snapshot over once it is known to be what the state was."""
+        self._link.reserve(snapshot)
+        self._under_way, self._dropped = copies, False
+        # Not a daemon: a copy that is complete must not be lost to the end of the script.
+        self._thread = threading.Thread(
+            target=self._watch_copy, args=(snapshot, copies), name="outlast-overlap"
+        )
+        self._thread.start()
+
+    def _watch_copy(self, snapshot: Snapshot, copies: Overlapped) -> None:
+        try:
+            changed = copies.changed()
+        except Exception as error:  # the device's own: training hears of it as well
+            self._link.withdraw(Saved(snapshot.number, None, f"the copy failed: {error}", retake=True))
+            return
+        finally:
+            self._under_way = None
+        with self._lock:
+            if self._dropped:
+                self._link.withdraw(Saved(snapshot.number, None, "a newer state took its place"))
+                return
+            if not changed:
+                self._changed_in_a_row = 0
+                self._link.submit(snapshot)
+                return
+            self._changed_in_a_row += 1
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            said = (
+                f"{changed[0]}{more} changed outside an optimizer's step while a snapshot was copied under it"
+            )
+            off = self._changed_in_a_row >= _MOST_CHANGED
+            end = "; from here on snapshots are copied at the safe point" if off else ""
+            say(f"step {snapshot.step}: {said}: thrown away, and taken again without overlap{end}")
+            self._link.withdraw(Saved(snapshot.number, None, said, retake=True))
+
+
+def _changed_by_steps(states: Mapping[str, object]) -> Iterator[torch.Tensor]:
+    """Go through the parameters of optimizers, their state, and frozen parameters, which nothing should change."""
+    for state in states.values():
+        if isinstance(state, torch.optim.Optimizer):
+            yield from (parameter for group in state.param_groups for parameter in group["params"])
+            for values in state.state.values():
+                yield from (value for value in values.values() if isinstance(value, torch.Tensor))
+        elif isinstance(state, nn.Module):
+            yield from (parameter for parameter in state.parameters() if not parameter.requires_grad)
