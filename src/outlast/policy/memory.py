@@ -51,7 +51,8 @@ def plan_arenas(state_bytes: int, free_bytes: int, cap_bytes: int | None) -> Pla
     allowed = int(free_bytes * DEFAULT_SHARE) if cap_bytes is None else min(cap_bytes, free_bytes)
     arena_bytes = int(state_bytes * _HEADROOM)
     if arena_bytes <= allowed:
-        return Plan(min(allowed // max(arena_bytes, 1), MOST_ARENAS), arena_bytes, free_bytes)
+        fits = MOST_ARENAS * arena_bytes <= allowed
+        return Plan(MOST_ARENAS if fits else 1, arena_bytes, free_bytes)
     needed = f"a snapshot of this state takes {amount(arena_bytes)} of memory"
     if arena_bytes > free_bytes:
         msg = (
