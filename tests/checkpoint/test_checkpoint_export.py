@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import datetime as dt
 import io
 import json
 import tracemalloc
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import outlast
 from outlast._errors import ConfigError, ObjectDamaged
 from outlast.checkpoint import export, writer
 from outlast.checkpoint.catalog import load
@@ -276,12 +280,6 @@ class TestTorch:
 
     def test_what_plain_torch_refuses_is_named(self, trained):
         """Types that `weights_only=True` does not know: the path, and how to export the rest. In `run.vars`: left out."""
-        import collections
-        import datetime
-
-        import numpy
-
-        import outlast
 
         for value, said in (
             (collections.deque([1]), "deque"),
@@ -289,11 +287,11 @@ class TestTorch:
             (frozenset({1}), "frozenset"),
             (range(3), "range"),
             (slice(3), "slice"),
-            (datetime.timedelta(1), "timedelta"),
-            (datetime.date(2020, 1, 1), "date"),
-            (datetime.datetime(2020, 1, 1), "datetime"),
-            (numpy.ones(3), "NumPy array"),
-            (numpy.float64(3), "NumPy scalar"),
+            (dt.timedelta(1), "timedelta"),
+            (dt.date(2020, 1, 1), "date"),
+            (dt.datetime(2020, 1, 1), "datetime"),
+            (np.ones(3), "NumPy array"),
+            (np.float64(3), "NumPy scalar"),
         ):
             store = MemoryStore()
             states = {"model": nn.Linear(1, 1), "window": outlast.Value({"a": [(value,)]})}
@@ -306,9 +304,6 @@ class TestTorch:
 
     def test_every_other_type_loads(self):
         """Each comes back through `torch.load(weights_only=True)` as it was."""
-        import collections
-
-        import outlast
 
         value = {
             "plain": [
