@@ -11,7 +11,7 @@ from outlast.store.base import ObjectInfo, Store
 
 __all__ = ["ObjectInfo", "Store", "open_store"]
 
-SUPPORTED = "a path, file:///absolute/path or s3://bucket/prefix"
+SUPPORTED = "a path, file:///absolute/path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(?:s3|gs|az|file):")
 
@@ -34,7 +34,7 @@ def open_store(url: str) -> Store:
             msg = f"{url!r} names no file of this machine: expected {SUPPORTED}"
             raise ConfigError(msg)
         return _local(unquote(parts.path), url)
-    if kind == "s3":
+    if kind in ("s3", "gs", "az"):
         from outlast.store.remote import RemoteStore
 
         return RemoteStore(url)

@@ -1,10 +1,11 @@
-"""A run in a bucket, through obstore. S3 for now; another cloud is another client in `_client.connect`."""
+"""A run in a bucket of S3, Google Cloud Storage or Azure, through obstore."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,25 +13,34 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from outlast._errors import ObjectDamaged, ObjectMissing, StoreDenied
-from outlast.store._client import Patience, Result, connect, persist, status_of
+from outlast.store._client import Patience, Result, persist
+from outlast.store._clouds import connect
+from outlast.store._faults import status_of
 from outlast.store._keys import check_key, folder_of, is_key
 from outlast.store.base import ObjectInfo
 
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 16 << 20
 """One part of an upload and one range of a download: AWS advises 8-16 MB per request (S3 performance guidelines)."""
 _IN_FLIGHT = 8
 """Requests at once for one object; a connection to S3 carries some 85-90 MB/s (the same guidelines)."""
 _SLOW_PIECE_BYTES = 5 << 20
-"""The smallest part that S3 takes, for the second try over a line that was too slow for the first."""
+"""The smallest part that S3 takes, for the later tries over a line that was too slow for the first."""
+_SLOW_IN_FLIGHT = 2
+_SLOW_PATIENCES = 5
+"""For how many patiences the slow manner is kept once it was needed, so that not every upload is begun in vain."""
+_BLOCK_BYTES = 1 << 20
+"""A download is handed on in blocks of this size; larger and smaller ones cost more time (measured 64 KiB to 8 MiB)."""
 _DELETED_AT_ONCE = 1000
 """The most that one DeleteObjects request of S3 takes."""
 
 _CONFLICT, _RANGE_BEYOND_END, _NOT_IMPLEMENTED = 409, 416, 501
 """HTTP statuses that are an answer here. S3 says 409 to a create beside a delete or another create: ask again."""
+_EXISTS_ON_AZURE = "BlobAlreadyExists"
+"""The code with which Azure answers 409 to the second of two creates."""
 
 
 class RemoteStore:
-    """The objects of one run below `s3://bucket/prefix`. Thread-safe."""
+    """The objects of one run below `s3://`, `gs://` or `az://` `bucket/prefix`. Thread-safe."""
 
     def __init__(self, url: str, *, patience: Patience | None = None) -> None:
         self._patience = patience or Patience.from_environment()
@@ -38,11 +48,12 @@ class RemoteStore:
         self._url = url.rstrip("/")
         self._honours_create: bool | None = None
         self._probing = threading.Lock()
-        self._serves_ranges = True
+        self._serves_ranges: bool | None = None
+        self._slow_until = 0.0
 
     @property
     def url(self) -> str:
-        """`s3://bucket/prefix`."""
+        """`s3://bucket/prefix`, with the scheme of its cloud."""
         return self._url
 
     @property
@@ -88,45 +99,45 @@ class RemoteStore:
         if sum(map(len, views)) <= _PIECE_BYTES:
             self._put(key, b"".join(views))
             return
-        manners = iter([(_PIECE_BYTES, _IN_FLIGHT)])
 
-        def upload() -> None:
-            piece_bytes, in_flight = next(manners, (_SLOW_PIECE_BYTES, 1))
+        def upload(number: int) -> None:
+            fast = not number and time.monotonic() >= self._slow_until
+            piece_bytes = _PIECE_BYTES if fast else _SLOW_PIECE_BYTES
             obstore.put(
-                self._clients.bucket,
+                self._clients.at(0 if fast else 1),
                 self._path(key),
                 _pieces(views, piece_bytes),
                 use_multipart=True,
                 chunk_size=piece_bytes,
-                max_concurrency=in_flight,
+                max_concurrency=_IN_FLIGHT if fast else _SLOW_IN_FLIGHT,
             )
+            if number:
+                self._slow_until = time.monotonic() + _SLOW_PATIENCES * self._patience.total_s
 
         persist(self._patience, self._name(key), upload, tries=2)
 
     def get(self, key: str) -> bytes:
         """Return a whole small object."""
         path = self._path(check_key(self._url, key))
-        return self._ask(key, lambda: obstore.get(self._clients.bucket, path).bytes().to_bytes())
+        return self._ask(key, lambda number: obstore.get(self._clients.at(number), path).bytes().to_bytes())
 
     def read_into(self, key: str, offset: int, target: memoryview) -> None:
-        """Fill `target` from `offset` of the object, by several ranges at once."""
+        """Fill `target` from `offset` of the object, by several ranges at once.
+
+        Where the store serves no ranges, in one pass over the object from its start: read far at once there.
+        """
         check_key(self._url, key)
         target = target.cast("B")
-        starts = range(0, len(target), _PIECE_BYTES)
-        if len(starts) <= 1:
-            self._read_piece(key, offset, target)
+        if not target:
             return
-        with ThreadPoolExecutor(min(_IN_FLIGHT, len(starts)), "outlast-read") as pool:
-            pieces = [
-                pool.submit(self._read_piece, key, offset + at, target[at : at + _PIECE_BYTES])
-                for at in starts
-            ]
-            try:
-                for piece in pieces:
-                    piece.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        try:
+            if self._serves_ranges is False:
+                self._read_whole(key, offset, target)
+            else:
+                self._read_pieces(key, offset, target)
+        except _NoRanges:
+            self._serves_ranges = False
+            self._read_whole(key, offset, target)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """List every object below the folder `prefix`, sorted by key; what has no name of ours is not one.
@@ -136,8 +147,8 @@ class RemoteStore:
         folder = self._clients.prefix + folder_of(self._url, prefix)
         strip = len(self._clients.prefix)
 
-        def ask() -> list[ObjectInfo]:
-            listed = obstore.list(self._clients.bucket, folder or None).collect()
+        def ask(number: int) -> list[ObjectInfo]:
+            listed = obstore.list(self._clients.at(number), folder or None).collect()
             return [ObjectInfo(meta["path"][strip:], meta["size"]) for meta in listed]
 
         found = self._ask(prefix, ask)
@@ -158,7 +169,7 @@ class RemoteStore:
 
     def _delete(self, keys: Sequence[str]) -> None:
         paths = [self._path(key) for key in keys]
-        self._ask(keys[0], lambda: obstore.delete(self._clients.bucket, paths))
+        self._ask(keys[0], lambda number: obstore.delete(self._clients.at(number), paths))
 
     def _create(self, key: str, data: bytes) -> bool | None:
         """Create by `If-None-Match: *`; False if the object exists, None if the store knows no such condition.
@@ -169,13 +180,13 @@ class RemoteStore:
         path = self._path(key)
         tries = 0
 
-        def ask() -> bool | None:
+        def ask(number: int) -> bool | None:
             nonlocal tries
-            tries += 1
+            tries = number + 1
             try:
-                obstore.put(self._clients.once, path, data, mode="create", use_multipart=False)
+                obstore.put(self._clients.once_at(number), path, data, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError) as error:
-                if status_of(error) == _CONFLICT:
+                if status_of(error) == _CONFLICT and _EXISTS_ON_AZURE not in str(error):
                     raise
                 return False
             except BaseError as error:
@@ -202,7 +213,7 @@ class RemoteStore:
 
     def _put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        self._ask(key, lambda: obstore.put(self._clients.bucket, path, data, use_multipart=False))
+        self._ask(key, lambda number: obstore.put(self._clients.at(number), path, data, use_multipart=False))
 
     def _exists(self, key: str) -> bool:
         try:
@@ -213,55 +224,95 @@ class RemoteStore:
 
     def _size(self, key: str) -> int:
         path = self._path(key)
-        return self._ask(key, lambda: obstore.head(self._clients.bucket, path)["size"])
+        return self._ask(key, lambda number: obstore.head(self._clients.at(number), path)["size"])
+
+    def _read_pieces(self, key: str, offset: int, target: memoryview) -> None:
+        """Fill `target` by ranges. The first one ever is read alone: many at once would all find that there are none."""
+        at = 0
+        if self._serves_ranges is None:
+            at = min(_PIECE_BYTES, len(target))
+            self._read_piece(key, offset, target[:at])
+            self._serves_ranges = True
+        starts = range(at, len(target), _PIECE_BYTES)
+        if len(starts) <= 1:
+            self._read_piece(key, offset + at, target[at:])
+            return
+        with ThreadPoolExecutor(min(_IN_FLIGHT, len(starts)), "outlast-read") as pool:
+            pieces = [
+                pool.submit(self._read_piece, key, offset + at, target[at : at + _PIECE_BYTES])
+                for at in starts
+            ]
+            try:
+                for piece in pieces:
+                    piece.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _read_piece(self, key: str, offset: int, target: memoryview) -> None:
+        """Fill `target` by one request; after a fault, another asks for the rest only."""
         if not target:
             return
-        count = self._ask(key, lambda: self._read_once(self._path(key), offset, target))
-        if count < len(target):
-            msg = f"{self._name(key)} has {self._size(key)} bytes, expected at least {offset + len(target)}: it was cut"
-            raise ObjectDamaged(msg)
+        path = self._path(key)
+        done = 0
 
-    def _read_once(self, path: str, offset: int, target: memoryview) -> int:
-        """Return how many bytes there were for `target`."""
-        if not self._serves_ranges:
-            return self._read_skipping(path, offset, target)
-        try:
-            got = memoryview(obstore.get_range(self._clients.bucket, path, start=offset, length=len(target)))
-        except BaseError as error:
-            if "non-partial response" in str(error):
-                self._serves_ranges = False
-                return self._read_skipping(path, offset, target)
-            if status_of(error) == _RANGE_BEYOND_END or "range starting at" in str(error):
-                return 0
-            raise
-        target[: len(got)] = got
-        return len(got)
+        def ask(number: int) -> None:
+            nonlocal done
+            try:
+                rest = (offset + done, offset + len(target))
+                for block in obstore.get(self._clients.at(number), path, options={"range": rest}).stream(
+                    _BLOCK_BYTES
+                ):
+                    target[done : done + len(block)] = block
+                    done += len(block)
+            except BaseError as error:
+                if "non-partial response" in str(error):
+                    raise _NoRanges from error
+                if status_of(error) != _RANGE_BEYOND_END and "range starting at" not in str(error):
+                    raise
 
-    def _read_skipping(self, path: str, offset: int, target: memoryview) -> int:
-        """Read a range off the whole object.
+        self._ask(key, ask, moved=lambda: done)
+        self._check_length(key, offset, target, done)
+
+    def _read_whole(self, key: str, offset: int, target: memoryview) -> None:
+        """Fill `target` off the whole object.
 
         A few S3 look-alikes (rclone, lakeFS) answer a range with 200 instead of 206, which the client refuses.
         """
-        at = 0
-        for block in obstore.get(self._clients.bucket, path).stream(_PIECE_BYTES):
-            wanted = memoryview(block)[max(0, offset - at) : max(0, offset + len(target) - at)]
-            to = max(0, at - offset)
-            target[to : to + len(wanted)] = wanted
-            at += len(block)
-            if at >= offset + len(target):
-                break
-        return max(0, min(at - offset, len(target)))
+        path = self._path(key)
+        done = 0
 
-    def _ask(self, key: str, ask: Callable[[], Result]) -> Result:
-        return persist(self._patience, self._name(key), ask)
+        def ask(_number: int) -> None:
+            nonlocal done
+            at = 0
+            for block in obstore.get(self._clients.whole, path).stream(_BLOCK_BYTES):
+                wanted = memoryview(block)[max(0, offset + done - at) :][: len(target) - done]
+                target[done : done + len(wanted)] = wanted
+                done += len(wanted)
+                at += len(block)
+                if done == len(target):
+                    break
+
+        self._ask(key, ask, moved=lambda: done)
+        self._check_length(key, offset, target, done)
+
+    def _check_length(self, key: str, offset: int, target: memoryview, done: int) -> None:
+        if done < len(target):
+            msg = f"{self._name(key)} has {self._size(key)} bytes, expected at least {offset + len(target)}: it was cut"
+            raise ObjectDamaged(msg)
+
+    def _ask(self, key: str, ask: Callable[[int], Result], *, moved: Callable[[], int] = lambda: 0) -> Result:
+        return persist(self._patience, self._name(key), ask, moved=moved)
 
     def _path(self, key: str) -> str:
         return self._clients.prefix + key
 
     def _name(self, key: str) -> str:
         return f"{self._url}/{key}"
+
+
+class _NoRanges(Exception):
+    """The store answers a range with the whole object."""
 
 
 def _pieces(views: Sequence[memoryview], piece_bytes: int) -> Iterator[memoryview]:
