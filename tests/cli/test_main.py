@@ -30,7 +30,9 @@ def test_the_overview_names_every_command():
         assert len(lines[name].split()) > 4, lines[name]
 
 
-@pytest.mark.parametrize("name", ["run", "drill", "checkpoints list", "checkpoints verify", "status"])
+@pytest.mark.parametrize(
+    "name", ["run", "drill", "checkpoints list", "checkpoints verify", "checkpoints export", "status"]
+)
 def test_the_help_of_a_command_has_an_example(name):
     """Something to copy, that starts with the command."""
     done = outlast(*name.split(), "--help")

@@ -26,7 +26,7 @@ def export(
     /,
     *,
     to: Path,
-    state: tuple[str, ...] = (),
+    state: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
