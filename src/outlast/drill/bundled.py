@@ -164,6 +164,7 @@ def drill_env(*, interval_steps: int, grace_s: float, folder: Path) -> dict[str,
     env["OUTLAST_RUN"] = "drill"
     env["OUTLAST_SAVE_EVERY"] = f"{interval_steps} steps"
     env["OUTLAST_GRACE_S"] = str(grace_s)
+    env["OUTLAST_VERIFY_SNAPSHOTS"] = "1"
     return env
 
 
