@@ -7,24 +7,27 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
-from outlast.checkpoint.manifest import TensorRecord
+from outlast.agent.protocol import Filled
+from outlast.checkpoint.manifest import CHUNK_BYTES, Chunk, Slice, TensorRecord, digest
 from outlast.snapshot import stager
 from outlast.snapshot.arena import Arena
 from outlast.state.capture import capture_states, check_states
-from outlast.state.restore import check_fit, restore_states
+from outlast.state.homes import make_homes
+from outlast.state.restore import check_fit, differing, restore_states
 from outlast.state.rng import capture_rng, restore_rng
 from outlast.state.steps import StepWatch
 from outlast.state.table import TensorTable
 from outlast.state.tree import decode, encode
+from outlast.trainer.reading import Reading
 
 
 @dataclass
 class Saved:
-    """What a manifest says, and looks at the bytes in the arena."""
+    """What a manifest says, and the arena that holds the bytes."""
 
     tree: dict
     records: list[TensorRecord]
-    tensors: dict[str, torch.Tensor]
+    arena: Arena
 
 
 def through_arena(tree, table) -> Saved:
@@ -32,11 +35,52 @@ def through_arena(tree, table) -> Saved:
     placed = stager.layout(table.entries)
     arena = Arena.create(placed.size_bytes)
     stager.stage(table.entries, placed, arena)
-    records = [TensorRecord(box.name, box.dtype, box.shape, box.device, ()) for box in placed.placed]
-    wants, size_bytes = stager.wants(records)
-    assert size_bytes == placed.size_bytes
+    records = [
+        TensorRecord(
+            box.name, box.dtype, box.shape, box.device, (Slice(box.offset, box.shape, _chunks(box, arena)),)
+        )
+        for box in placed.placed
+    ]
     tree = msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.json.decode(msgspec.json.encode(tree))))
-    return Saved(tree, records, stager.views(arena, records, wants))
+    return Saved(tree, records, arena)
+
+
+def _chunks(box, arena) -> tuple[Chunk, ...]:
+    parts = [
+        (at, min(CHUNK_BYTES, box.at + box.nbytes - at))
+        for at in range(box.at, box.at + box.nbytes, CHUNK_BYTES)
+    ]
+    return tuple(Chunk("arena", at, nbytes, digest(arena.view[at : at + nbytes])) for at, nbytes in parts)
+
+
+class Lent:
+    """A link to an agent that lends the arena: what `Reading` needs of one, without a process."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.asked: list[str] = []
+
+    def accept(self, batches, ring, slot_bytes, copy) -> None:
+        self.fill(batches, copy)
+
+    def read(self, request, ring, copy) -> None:
+        self.asked += sorted({part.tensor for batch in request.batches for part in batch})
+        self.fill(request.batches, copy)
+
+    def fill(self, batches, copy) -> None:
+        for number, batch in enumerate(batches):
+            places = tuple(self.places[part.tensor] + part.start for part in batch)
+            taken = copy(Filled(batch=number, at=0, lent=places, lacks=(), error=None), self.arena)
+            assert not taken.refused
+
+
+def reading(saved: Saved) -> Reading:
+    """A reading of what was saved."""
+    link = Lent(saved.arena)
+    link.places = {
+        record.name: record.slices[0].chunks[0].at for record in saved.records if record.slices[0].chunks
+    }
+    return Reading(link, "saved", saved.records)
 
 
 def save(states, watch: StepWatch | None = None) -> Saved:
@@ -52,13 +96,16 @@ def save(states, watch: StepWatch | None = None) -> Saved:
 def load(states, saved: Saved, watch: StepWatch | None = None) -> list[str]:
     """Check, restore, then overwrite the arena: whoever kept a look at it is found out by its values."""
     check_fit(states, saved.tree["states"], saved.records, "saved-run", "live-run")
-    notes = restore_states(states, saved.tree["states"], saved.tensors)
+    read = reading(saved)
+    homes = make_homes(states, saved.tree, saved.records)
+    read.accept(homes)
+    saved.arena.view[:] = b"\x4d" * saved.arena.size_bytes
+    rest = {name: tensor.clone() for name, tensor in homes.tensors.items()}
+    notes = restore_states(states, saved.tree["states"], homes)
+    notes += differing(states, saved.tree["states"], read.same).lines
     if watch is not None:
-        watch.restore(saved.tree["grad"], saved.tensors)
-    notes += restore_rng(saved.tree["rng"], saved.tensors)
-    for tensor in saved.tensors.values():
-        if tensor.numel():
-            tensor.view(torch.uint8 if tensor.dim() else tensor.dtype).fill_(77)
+        watch.restore(saved.tree["grad"], rest)
+    notes += restore_rng(saved.tree["rng"], rest)
     return notes
 
 
@@ -66,8 +113,10 @@ def round_trip(value):
     """Encode, stage, decode."""
     table = TensorTable()
     tree = encode(value, "value", table)
-    saved = through_arena({"value": tree}, table)
-    return decode(saved.tree["value"], saved.tensors)
+    saved = through_arena({"value": tree, "states": {}}, table)
+    homes = make_homes({}, saved.tree, saved.records)
+    reading(saved).accept(homes)
+    return decode(saved.tree["value"], homes.tensors)
 
 
 def bits(tensor: torch.Tensor) -> bytes:

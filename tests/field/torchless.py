@@ -17,11 +17,13 @@ from launch import eventually
 from outlast import _process
 from outlast._types import Keep, Reason
 from outlast.agent.link import Link
-from outlast.agent.protocol import PROTOCOL, Ending, Hello, Placed, Snapshot, Want
+from outlast.agent.protocol import PROTOCOL, Ending, Hello, Placed, Snapshot, Taken
 from outlast.checkpoint.manifest import ProcessId
+from outlast.checkpoint.plan import plan
 from outlast.snapshot.arena import Arena
 
 ARENAS = 2
+SLOT_BYTES = 32 << 20
 
 
 class Trainer:
@@ -66,16 +68,26 @@ class Trainer:
         """Accept what the agent offers, older and older until it is whole, as `trainer/resume.py` does."""
         offer = self.link.offer()
         while offer.checkpoint is not None:
-            size = offer.tensors[0].shape[0]
-            arena = Arena.create(size)
-            older = self.link.accept((Want("x", (0,), (size,), 0, size),), arena)
+            state = bytearray(offer.tensors[0].shape[0])
+            batches = plan(offer.tensors, SLOT_BYTES)
+            ring = Arena.create(SLOT_BYTES)
+
+            def copy(filled, lent, ring=ring, batches=batches, state=state):
+                for index, part in enumerate(batches[filled.batch]):
+                    source, at = (
+                        (ring, filled.at + part.at) if filled.lent is None else (lent, filled.lent[index])
+                    )
+                    state[part.start : part.stop] = source.view[at : at + part.nbytes]
+                return Taken(batch=filled.batch, refused=tuple(lack.fault for lack in filled.lacks))
+
+            older = self.link.accept(batches, ring, SLOT_BYTES, copy)
+            ring.close()
             if older is None:
-                self.offered, self.state = offer.step, bytes(arena.view[:size])
+                self.offered, self.state = offer.step, bytes(state)
                 self.notes = offer.notes
-                arena.close()
                 return
             offer = older
-        assert self.link.accept((), None) is None
+        assert self.link.accept((), None, 0, lambda *_: None) is None
 
     @property
     def agent(self) -> int:

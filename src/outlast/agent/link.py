@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 import msgspec
 
 from outlast import _errors
-from outlast._errors import AgentLost, OutlastError
+from outlast._errors import AgentLost, OutlastError, StoreUnavailable
 from outlast._say import say
 from outlast._types import Reason
 from outlast.agent.control import ControlPage, Phase, Stop, Word
@@ -27,19 +28,23 @@ from outlast.agent.protocol import (
     Ending,
     Events,
     EventsKept,
+    Filled,
     GiveBack,
     Hello,
+    Lend,
     Message,
     NoticeHeard,
     Offer,
+    Read,
     Refuse,
     Rejoin,
     Saved,
     Snapshot,
-    Want,
+    Taken,
     Welcome,
 )
 from outlast.agent.wire import Closed, Wire, peer_is_me
+from outlast.checkpoint.plan import Part
 from outlast.snapshot.arena import Arena
 
 _NEW_AGENTS = 5
@@ -51,6 +56,10 @@ _LOOK_S = 0.1
 """Between looks at a deadline, which a notice may set at any time."""
 _ANSWERS_KEPT = 16
 """Answers that somebody may still ask for; at most two snapshots are under way at a time."""
+
+
+Copy: TypeAlias = Callable[[Filled, Arena | None], Taken]
+"""Copies a batch to where it belongs; gets the arena that the agent lends, if it does."""
 
 
 class Link:
@@ -73,11 +82,14 @@ class Link:
         self._changed = threading.Condition(self._lock)
         self._arenas: dict[int, Arena] = {}
         self._unsaved: dict[int, Snapshot] = {}
+        self._reserved: dict[int, int] = {}
         self._saved: dict[int, Saved] = {}
         self._events: list[dict[str, object]] = []
         self._sent_events: list[dict[str, object]] = []
         self._kept_events = 0
         self._lost_s: list[float] = []
+        self._reading: tuple[Read, Arena] | None = None
+        self._filled: list[Filled] = []
         self._leaving = False
         self._outcome: Ending = "error"
         self._failure: OutlastError | None = None
@@ -103,22 +115,74 @@ class Link:
         self._send(self._hello)
         return self._expect_offer()
 
-    def accept(self, wants: tuple[Want, ...], arena: Arena | None) -> Offer | None:
-        """Accept the offer and wait until every byte is in the arena and checked.
+    def accept(
+        self, batches: tuple[tuple[Part, ...], ...], ring: Arena | None, slot_bytes: int, copy: Copy
+    ) -> Offer | None:
+        """Accept the offer and have every byte copied out of the ring, batch by batch.
 
-        Returns None once the attempt is ours; or another, older offer, if the first turned out to be damaged.
+        Args:
+            batches: what is wanted.
+            ring: slots for them; None where nothing is.
+            slot_bytes: size of a slot.
+            copy: copies a batch out of the ring, or of the arena that the agent lends.
+
+        Returns:
+            None once the attempt is ours; or another, older offer, if the first turned out to be damaged.
         """
-        self._send(Accept(wants=wants), (arena.fd,) if arena else ())
-        message, fds = self._receive()
-        if isinstance(message, Offer):
-            return message
-        if not isinstance(message, Welcome):
-            msg = f"expected Welcome, got {type(message).__name__}"
-            raise AgentLost(msg)
-        self.welcome = message
-        self.page = ControlPage(Arena(fds[0]))
-        threading.Thread(target=self._listen, name="outlast-link", daemon=True).start()
-        return None
+        self._send(Accept(batches=batches, slot_bytes=slot_bytes), (ring.fd,) if ring else ())
+        lent: Arena | None = None
+        try:
+            while True:
+                message, fds = self._receive()
+                match message:
+                    case Lend():
+                        lent = Arena(fds[0])
+                    case Filled():
+                        self._send(copy(message, lent))
+                    case Offer():
+                        return message
+                    case Welcome():
+                        self.welcome = message
+                        self.page = ControlPage(Arena(fds[0]))
+                        threading.Thread(target=self._listen, name="outlast-link", daemon=True).start()
+                        return None
+                    case _:
+                        msg = f"expected Welcome, got {type(message).__name__}"
+                        raise AgentLost(msg)
+        finally:
+            if lent is not None:
+                lent.close()
+
+    def read(self, request: Read, ring: Arena, copy: Copy) -> None:
+        """Have batches of a checkpoint read again, once the attempt is ours.
+
+        Raises:
+            StoreUnavailable: the store fails, or what it holds has become damaged.
+            AgentLost: no agent can be had any more.
+        """
+        with self._changed:
+            self._reading = (request, ring)
+            self._filled.clear()
+            self._try_send(request, (ring.fd,))
+        left = set(range(len(request.batches)))
+        while left:
+            with self._changed:
+                self._wait(
+                    lambda: bool(self._filled) or self._failure is not None,
+                    lambda: None,
+                    "what is saved is read again",
+                )
+                self.raise_if_lost()
+                filled = self._filled.pop(0)
+            taken = copy(filled, None)
+            if filled.error is not None or taken.refused:
+                msg = f"{request.checkpoint} cannot be read again: {filled.error or taken.refused[0]}"
+                raise StoreUnavailable(msg)
+            left.discard(filled.batch)
+            with self._changed:
+                if not left:
+                    self._reading = None
+                self._try_send(taken)
 
     def add_arena(self, index: int, arena: Arena) -> None:
         """Hand over an arena; replaces the one of this index, which must be free."""
@@ -126,9 +190,15 @@ class Link:
             self._arenas[index] = arena
             self._try_send(ArenaMessage(index=index), (arena.fd,))
 
+    def reserve(self, snapshot: Snapshot) -> None:
+        """Announce a snapshot whose copy is not complete: its arena is taken. `submit` or `withdraw` follows."""
+        with self._lock:
+            self._reserved[snapshot.number] = snapshot.index
+
     def submit(self, snapshot: Snapshot) -> None:
         """Hand over a complete snapshot, and before it the events up to its step (rule 12)."""
         with self._lock:
+            self._reserved.pop(snapshot.number, None)
             self._flush_events()
             self._unsaved[snapshot.number] = snapshot
             self._try_send(snapshot)
@@ -136,14 +206,13 @@ class Link:
     def is_free(self, index: int) -> bool:
         """Whether no snapshot that is still to be read lies in arena `index`."""
         with self._lock:
-            return all(snapshot.index != index for snapshot in self._unsaved.values())
+            return index not in self._busy()
 
     def wait_free(self, indices: tuple[int, ...], deadline_s: Callable[[], float | None]) -> int | None:
         """Wait until one of the arenas is free; None once `deadline_s()` (monotonic) has passed, or no agent is left."""
 
         def free() -> int | None:
-            busy = {snapshot.index for snapshot in self._unsaved.values()}
-            return next((index for index in indices if index not in busy), None)
+            return next((index for index in indices if index not in self._busy()), None)
 
         with self._changed:
             self._wait(
@@ -152,6 +221,12 @@ class Link:
                 "an earlier save is durable, to have memory for the next",
             )
             return free()
+
+    def withdraw(self, saved: Saved) -> None:
+        """Answer a snapshot that was reserved and does not come."""
+        with self._changed:
+            self._reserved.pop(saved.number, None)
+            self._answered(saved)
 
     @property
     def waiting(self) -> int | None:
@@ -246,15 +321,26 @@ class Link:
                 with self._lock:
                     del self._sent_events[: max(message.count - self._kept_events, 0)]
                     self._kept_events = max(message.count, self._kept_events)
+            elif isinstance(message, Filled):
+                with self._changed:
+                    self._filled.append(message)
+                    self._changed.notify_all()
             elif isinstance(message, Saved):
                 with self._changed:
                     snapshot = self._unsaved.pop(message.number, None)
                     if snapshot is not None and message.checkpoint is not None:
                         self.newest_index = snapshot.index
-                    self.retake = self.retake or message.retake
-                    self._saved[message.number] = message
-                    self._saved.pop(message.number - _ANSWERS_KEPT, None)
-                    self._changed.notify_all()
+                    self._answered(message)
+
+    def _busy(self) -> set[int]:
+        """Arenas in which something lies, or is being copied, that is still to be read."""
+        return {snapshot.index for snapshot in self._unsaved.values()} | set(self._reserved.values())
+
+    def _answered(self, saved: Saved) -> None:
+        self.retake = self.retake or saved.retake
+        self._saved[saved.number] = saved
+        self._saved.pop(saved.number - _ANSWERS_KEPT, None)
+        self._changed.notify_all()
 
     def _reconnect(self) -> bool:
         """The agent is gone: start a new one and hand it all that was not answered. False to stop listening."""
@@ -310,6 +396,9 @@ class Link:
                 self._try_send(Events(records=tuple(self._sent_events)))
             for number in sorted(self._unsaved):
                 self._try_send(self._unsaved[number])
+            if self._reading is not None:
+                self._filled.clear()
+                self._try_send(self._reading[0], (self._reading[1].fd,))
             if self._leaving:
                 self._try_send(Bye(outcome=self._outcome))
             self._changed.notify_all()

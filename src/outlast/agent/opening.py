@@ -1,19 +1,21 @@
-"""Open a run for a trainer: find what can be resumed, offer it, claim the attempt, fill the trainer's arena."""
+"""Open a run for a trainer: find what can be resumed, offer it, claim the attempt, fill the trainer's ring."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from outlast._errors import NothingToResume, NoWholeCheckpoint, ObjectDamaged, ObjectMissing, StoreUnavailable
 from outlast._process import process_id
 from outlast._types import FORMAT_VERSION
 from outlast.agent.claim import Claimant, Waits, claim, utc_now, wait_until_gone
-from outlast.agent.protocol import Accept, Hello, Offer, Rejoin
+from outlast.agent.filling import Filling
+from outlast.agent.outlived import Outlived
+from outlast.agent.protocol import Accept, Hello, Offer, Rejoin, Taken
+from outlast.agent.tasks import Newest
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint import catalog
-from outlast.checkpoint.manifest import AttemptRecord, CheckpointId
-from outlast.checkpoint.reader import read_wants
+from outlast.checkpoint.manifest import AttemptRecord, CheckpointId, Chunk, TensorRecord
 from outlast.snapshot.arena import Arena
 from outlast.store.base import Store
 
@@ -22,16 +24,37 @@ _MOST_CLAIMS = 100
 
 
 class Opening:
-    """The handshake with one trainer, after its Hello."""
+    """The handshake with one trainer, after its Hello.
+
+    Args:
+        wire: to the trainer.
+        hello: what it said.
+        store: the run's store.
+        say: a line for whoever watches.
+        waits: how long an attempt that may live is waited for.
+        newest: what the arena of an earlier trainer of this agent still holds.
+
+    Attributes:
+        damaged: chunks of the checkpoint resumed from that are bad on the store, and whose bytes the trainer had.
+    """
 
     def __init__(
-        self, wire: Wire, hello: Hello, store: Store, *, say: Callable[[str], None], waits: Waits
+        self,
+        wire: Wire,
+        hello: Hello,
+        store: Store,
+        *,
+        say: Callable[[str], None],
+        waits: Waits,
+        newest: Newest | None = None,
     ) -> None:
         self._wire = wire
         self._hello = hello
         self._store = store
         self._say = say
         self._waits = waits
+        self._newest = newest
+        self.damaged: frozenset[Chunk] = frozenset()
 
     def rejoined(self, rejoin: Rejoin) -> AttemptRecord:
         """The attempt of a trainer whose agent died: its own words, since its record may be out of reach just now."""
@@ -72,7 +95,6 @@ class Opening:
     def _offer_each(self, run_id: str, newest: int, candidates: list[CheckpointId]) -> AttemptRecord | None:
         """Offer checkpoints, newest first, until one is whole and fits; None if the claim is lost to another start."""
         faults: list[str] = []
-        record: AttemptRecord | None = None
         for checkpoint in candidates:
             try:
                 loaded = catalog.load(self._store, checkpoint)
@@ -95,19 +117,20 @@ class Opening:
                     notes=tuple(faults),
                 )
             )
-            accept, arena = self._accept()
+            accept, ring = self._accept()
             try:
-                record = record or self._claim(run_id, newest, checkpoint)
+                # Claimed anew for each that is tried: the record names the checkpoint that was really used.
+                record = self._claim(run_id, newest, checkpoint)
                 if record is None:
                     return None
-                read_wants(self._store, records, accept.wants, arena.view if arena else memoryview(b""))
-            except (ObjectMissing, ObjectDamaged) as error:
-                faults.append(f"{checkpoint.name}: {error}")
-            else:
-                return record
+                newest = record.attempt
+                bad = self._fill(checkpoint, records, accept, ring) if ring else []
             finally:
-                if arena is not None:
-                    arena.close()
+                if ring is not None:
+                    ring.close()
+            if not bad:
+                return record
+            faults.append(f"{checkpoint.name}: {bad[0]}")
         if candidates:
             lines = "\n".join(f"  {fault}" for fault in faults)
             msg = (
@@ -147,6 +170,37 @@ class Opening:
             msg = f'resume="must", and {self._store.url} holds no checkpoint; start with resume="auto", or correct the place'
             raise NothingToResume(msg)
         return newest, found
+
+    def _fill(
+        self, checkpoint: CheckpointId, records: Sequence[TensorRecord], accept: Accept, ring: Arena
+    ) -> list[str]:
+        """Have the trainer take every batch; returns what is damaged and could not be mended."""
+        newest = self._newest
+        outlived = None
+        if newest is not None and newest.checkpoint == checkpoint.name:
+            outlived = Outlived(newest, {record.name: record for record in records})
+        filling = Filling(
+            self._store,
+            records,
+            accept.batches,
+            ring=ring,
+            slot_bytes=accept.slot_bytes,
+            send=self._wire.send,
+            outlived=outlived,
+        )
+        try:
+            while not filling.is_over:
+                message, _ = self._wire.receive()
+                if not isinstance(message, Taken):
+                    msg = f"expected Taken, got {type(message).__name__}"
+                    raise Closed(msg)
+                filling.take_back(message)
+        finally:
+            filling.stop()
+        if filling.error is not None:
+            raise filling.error
+        self.damaged = frozenset(filling.damaged)
+        return filling.faults
 
     def _accept(self) -> tuple[Accept, Arena | None]:
         accept, fds = self._wire.receive()

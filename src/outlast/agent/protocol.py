@@ -12,6 +12,7 @@ import msgspec
 
 from outlast._types import Json, Keep, Reason
 from outlast.checkpoint.manifest import ProcessId, TensorRecord
+from outlast.checkpoint.plan import Part
 
 PROTOCOL = 1
 
@@ -68,24 +69,60 @@ class Offer(Message, frozen=True):
     notes: tuple[str, ...]
 
 
-class Want(msgspec.Struct, frozen=True, array_like=True):
-    """Fill `arena[at : at + nbytes]` with a box of a tensor of the offer."""
+class Accept(Message, frozen=True):
+    """Trainer: the offer fits; claim the attempt and read these batches.
+
+    Carries the descriptor of a ring of slots, unless there is nothing to read. Each batch fills one slot.
+    """
+
+    batches: tuple[tuple[Part, ...], ...]
+    slot_bytes: int
+
+
+class Read(Message, frozen=True):
+    """Trainer, once it is welcome: read these batches of a checkpoint again. Carries the descriptor of a ring."""
+
+    checkpoint: str
+    batches: tuple[tuple[Part, ...], ...]
+    slot_bytes: int
+
+
+class Lend(Message, frozen=True):
+    """Agent: here is an arena that outlived its trainer, to copy from. Carries its descriptor; not to be written."""
+
+
+class Lack(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk that two reads found bad: bytes `start` to `stop` of a tensor are not in the slot."""
 
     tensor: str
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
+    start: int
+    stop: int
+    digest: str
+    fault: str
+
+
+class Filled(Message, frozen=True):
+    """Agent: a batch is in the ring from `at` on, checked; or, with `lent`, each of its parts in the lent arena.
+
+    `lacks`: what is not. `error`: it could not be read; `Refuse` says why where the run is being opened.
+    """
+
+    batch: int
     at: int
-    nbytes: int
+    lent: tuple[int, ...] | None
+    lacks: tuple[Lack, ...]
+    error: str | None
 
 
-class Accept(Message, frozen=True):
-    """Trainer: the offer fits; claim the attempt and read these boxes. Carries the arena's descriptor if any."""
+class Taken(Message, frozen=True):
+    """Trainer: a batch is copied, its slot is free. `refused`: the faults of lacks that the live tensors do not mend."""
 
-    wants: tuple[Want, ...]
+    batch: int
+    refused: tuple[str, ...]
 
 
 class Welcome(Message, frozen=True):
-    """Agent: the attempt is claimed and, on a resume, every byte is in the arena and checked.
+    """Agent: the attempt is claimed and, on a resume, every byte is copied.
 
     Carries the descriptor of the control page.
     """
@@ -202,6 +239,10 @@ AnyMessage = (
     Hello
     | Offer
     | Accept
+    | Read
+    | Lend
+    | Filled
+    | Taken
     | Welcome
     | Refuse
     | ArenaMessage

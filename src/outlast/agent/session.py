@@ -29,15 +29,18 @@ from outlast.agent.protocol import (
     GiveBack,
     Hello,
     NoticeHeard,
+    Read,
     Refuse,
     Saved,
     Snapshot,
+    Taken,
     Welcome,
 )
+from outlast.agent.rereading import Rereading
 from outlast.agent.tasks import Hooks, Newest, Task
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.events import EventLog
-from outlast.checkpoint.manifest import AttemptRecord
+from outlast.checkpoint.manifest import AttemptRecord, Chunk
 from outlast.notice.base import Kind
 from outlast.policy.alarm import Sight
 from outlast.snapshot.arena import Arena
@@ -89,12 +92,15 @@ class Session:
         heard: Callable[[NoticeHeard], None],
         wake: Callable[[], None],
         waits: Waits | None = None,
+        outlived: Newest | None = None,
     ) -> None:
         self._wire = wire
         self._say = say
         self._heard = heard
         self._wake = wake
         self._waits = waits or Waits()
+        self._outlived = outlived
+        self._rereading: Rereading | None = None
         self._arenas: dict[int, Arena] = {}
         self._lock = threading.Lock()
         self._standing: Standing | None = None
@@ -238,15 +244,28 @@ class Session:
         except ProcessLookupError as error:
             raise Closed(str(error)) from error
         store = open_place(hello)
-        opening = Opening(self._wire, hello, store, say=self._say, waits=self._waits)
-        self._start(hello, store, opening.rejoined(hello.rejoin) if hello.rejoin else opening.attempt())
+        opening = Opening(self._wire, hello, store, say=self._say, waits=self._waits, newest=self._outlived)
+        try:
+            record = opening.rejoined(hello.rejoin) if hello.rejoin else opening.attempt()
+        finally:
+            if self._outlived is not None:
+                self._outlived.arena.close()
+                self._outlived = None
+        self._start(hello, store, record, opening.damaged)
 
-    def _start(self, hello: Hello, store: Store, record: AttemptRecord) -> None:
+    def _start(self, hello: Hello, store: Store, record: AttemptRecord, damaged: frozenset[Chunk]) -> None:
         page = ControlPage.create()
         events = Ledger(EventLog(store, record.attempt, record.nonce, hello.rank), self._events_kept)
         hooks = Hooks(answer=self._answer, superseded=self._superseded, say=self._say)
         persister = Persister(
-            store, record, hooks, rank=hello.rank, events=events, page=page, best=hello.keep.best
+            store,
+            record,
+            hooks,
+            rank=hello.rank,
+            events=events,
+            page=page,
+            best=hello.keep.best,
+            damaged=damaged,
         )
         heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
         claimed = Claimed(hello, store, record, events, page, persister, heartbeat)
@@ -281,6 +300,12 @@ class Session:
                     claimed.persister.release(Reason.EMERGENCY)
             case GiveBack():
                 claimed.persister.give_back(message.number)
+            case Read():
+                self._stop_reading()
+                self._rereading = Rereading(claimed.store, message, Arena(fds[0]), self._wire.send)
+            case Taken():
+                if self._rereading is not None and self._rereading.take_back(message):
+                    self._stop_reading()
             case Events():
                 for record in message.records:
                     if record.get("kind") == "exception":
@@ -298,8 +323,14 @@ class Session:
                 msg = f"unexpected {type(message).__name__}"
                 raise Closed(msg)
 
+    def _stop_reading(self) -> None:
+        if self._rereading is not None:
+            self._rereading.close()
+            self._rereading = None
+
     def _finish(self, claimed: Claimed) -> None:
         """The trainer is gone: what is complete becomes durable."""
+        self._stop_reading()
         persister = claimed.persister
         persister.release(Reason.EMERGENCY if self._standing else Reason.INTERVAL)
         if not persister.drain(DRAIN_S):

@@ -95,11 +95,20 @@ def unset_buffers(parts: Mapping[str, nn.Module]) -> list[tuple[str, nn.Module, 
     ]
 
 
+def own_memory(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors that a restore writes in place, by canonical name; none where hooks of its own load the module."""
+    if not all(_loads_plainly(part) for part in module.modules()):
+        return {}
+    canonical = canonical_names(module)
+    live = {canonical(key): value for key, value in module.state_dict().items()} | transient_buffers(module)
+    return {key: value for key, value in live.items() if value is not None and _writable(value)}
+
+
 @dataclass(frozen=True)
 class SavedModule:
     """A module's saved parts, decoded.
 
-    `entries` hold looks at shared memory for tensors (copy, never keep), and values of their own for the rest.
+    `entries` hold the saved tensors (which may be the live ones; copy, never keep), and values of their own for the rest.
     """
 
     entries: dict[str, Any]
@@ -143,10 +152,16 @@ def _load(module: nn.Module, live: dict[str, Any], saved: dict[str, Any]) -> Non
 
 
 def _fill(parts: Mapping[str, nn.Module], name: str, live: torch.Tensor, saved: torch.Tensor) -> None:
+    if _is_same_memory(live, saved):
+        return  # it was read straight into its place
     if _writable(live):
         copy_bits(live, saved)
     else:
         _put_buffer(parts, name, _own(saved).to(live.device))
+
+
+def _is_same_memory(live: torch.Tensor, saved: torch.Tensor) -> bool:
+    return (live.data_ptr(), live.stride()) == (saved.data_ptr(), saved.stride()) and bool(live.numel())
 
 
 def _writable(tensor: torch.Tensor) -> bool:
@@ -177,7 +192,8 @@ def _restore_buffers(
         if value is None:
             _put_buffer(parts, name, None)
         elif here is not None and here.shape == value.shape and here.dtype is value.dtype and _writable(here):
-            copy_bits(here, value)
+            if not _is_same_memory(here, value):
+                copy_bits(here, value)
         else:
             target = here.device if here is not None else device
             _put_buffer(parts, name, made.setdefault(id(value), _own(value).to(target)))

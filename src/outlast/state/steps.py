@@ -95,9 +95,11 @@ class StepWatch:
         }
 
     def restore(self, tree: Json, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set saved gradients; every other parameter gets none."""
+        """Set saved gradients, which become part of the state; every other parameter gets none."""
         gradients = {
-            (owner, key): decode(value, tensors) for owner, saved in tree.items() for key, value in saved
+            (owner, key): decode(value, tensors, tensors)
+            for owner, saved in tree.items()
+            for key, value in saved
         }
         seen: set[int] = set()
         for owner, key, parameter in self._parameters():

@@ -71,17 +71,19 @@ def encode(value: object, path: str, table: TensorTable) -> Json:
     return _Encoder(table).encode(value, path, 0)
 
 
-def decode(tree: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
+def decode(
+    tree: Json, tensors: Mapping[str, torch.Tensor], owned: Mapping[str, torch.Tensor] | None = None
+) -> Any:
     """Turn JSON back into the value.
 
-    Tensors are copied out of `tensors`, never kept. They come back on the device type they were saved from, where
-    this process has it, else on the CPU.
+    Tensors are copied out of `tensors`, never kept, but for those in `owned`, which become part of the value. They
+    come back on the device type they were saved from, where this process has it, else on the CPU.
 
     Raises:
         ObjectDamaged: the tree holds something that this Outlast does not write.
     """
     try:
-        return _Decoder(tensors).decode(tree)
+        return _Decoder(tensors, owned or {}).decode(tree)
     except RecursionError:
         _damaged(tree)
 
@@ -196,9 +198,9 @@ def _encode_other(value: Any) -> Json:
 
 
 class _Decoder:
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], owned: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
-        self.made: leaves.Made = {}
+        self.made: leaves.Made = {(name,): tensor for name, tensor in owned.items()}
 
     def decode(self, tree: Json) -> Any:
         kind = type(tree)

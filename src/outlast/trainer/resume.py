@@ -12,14 +12,14 @@ from outlast._types import Guarantee, Json
 from outlast.agent.link import Link
 from outlast.agent.protocol import Offer
 from outlast.data.source import Source
-from outlast.snapshot.arena import Arena
-from outlast.snapshot.stager import views, wants
+from outlast.state.homes import Homes, make_homes, references
 from outlast.state.module import FLAG
-from outlast.state.restore import check_fit, differing, restore_states
+from outlast.state.restore import Differing, check_fit, differing, restore_states
 from outlast.state.rng import restore_rng
 from outlast.state.settings import differences
 from outlast.state.steps import StepWatch
 from outlast.state.tree import decode
+from outlast.trainer.reading import Reading
 from outlast.trainer.vars import Vars, values_of
 
 
@@ -48,7 +48,12 @@ class Promise:
 
 @dataclass
 class Resumed:
-    """What came back, beside what now is in the live objects."""
+    """What came back, beside what now is in the live objects.
+
+    Attributes:
+        tensors: those of generators, of plain values and of the data's position; they stay as they were saved.
+        grads: those that became gradients.
+    """
 
     checkpoint: str
     step: int
@@ -59,7 +64,8 @@ class Resumed:
     source_position: object
     tree: Json
     tensors: dict[str, torch.Tensor]
-    arena: Arena
+    grads: dict[str, torch.Tensor]
+    reading: Reading
     promise: Promise
     announced: bool = False
 
@@ -71,8 +77,7 @@ class Resumed:
     def release(self) -> None:
         """Give the memory back: the loop has begun, nothing is put back any more."""
         self.announced = True
-        self.tensors = {}
-        self.arena.close()
+        self.tensors, self.grads = {}, {}
 
 
 def open_run(
@@ -89,20 +94,18 @@ def open_run(
         for note in offer.notes:
             say(f"damaged, not used: {note}")
         if offer.checkpoint is None:
-            older = link.accept((), None)
+            older = Reading(link, "", ()).accept(Homes({}, ()))
             if older is None:
                 return None, offer
         else:
             check_fit(
                 states, offer.tree["states"], offer.tensors, f"{offer.run_id} ({offer.checkpoint})", offer.url
             )
-            wanted, size_bytes = wants(offer.tensors)
-            arena = Arena.create(size_bytes)
-            older = link.accept(wanted, arena)
+            reading = Reading(link, offer.checkpoint, offer.tensors)
+            homes = make_homes(states, offer.tree, offer.tensors)
+            older = reading.accept(homes)
             if older is None:
-                tensors = views(arena, offer.tensors, wanted)
-                return _restore(offer, arena, tensors, states, watch=watch, settings=settings), offer
-            arena.close()
+                return _restore(offer, reading, homes, states, watch=watch, settings=settings), offer
         offer = older
 
 
@@ -110,14 +113,16 @@ def put_back(
     resumed: Resumed, states: Mapping[str, object], watch: StepWatch, variables: Vars, *, after: str
 ) -> None:
     """Undo what the script did to restored state before its loop went on: the save holds what came of that already."""
-    changed = differing(states, resumed.tree["states"], resumed.tensors)
-    if changed:
-        more = f", and {len(changed) - 1} more entries" if len(changed) > 1 else ""
-        say(f"{after} changed what was restored; put back as saved: {changed[0].partition(': ')[0]}{more}")
-        restore_states(states, resumed.tree["states"], resumed.tensors)
-    watch.restore(resumed.tree["grads"], resumed.tensors)
-    own = {name: tensor.clone() for name, tensor in resumed.tensors.items() if name.startswith("vars/")}
-    values_of(variables).update(decode(resumed.tree["vars"], own))
+    tree = resumed.tree
+    changed = differing(states, tree["states"], resumed.reading.same)
+    if changed.lines:
+        more = f", and {len(changed.lines) - 1} more entries" if len(changed.lines) > 1 else ""
+        say(
+            f"{after} changed what was restored; put back as saved: {changed.lines[0].partition(': ')[0]}{more}"
+        )
+        _restore_again(resumed, {name: states[name] for name in states if name in changed.states}, changed)
+    _put_back_grads(resumed, watch)
+    values_of(variables).update(decode(tree["vars"], resumed.tensors))
 
 
 def compare_data(resumed: Resumed, source: Source) -> None:
@@ -133,8 +138,8 @@ def compare_data(resumed: Resumed, source: Source) -> None:
 
 def _restore(
     offer: Offer,
-    arena: Arena,
-    tensors: dict[str, torch.Tensor],
+    reading: Reading,
+    homes: Homes,
     states: Mapping[str, object],
     *,
     watch: StepWatch,
@@ -143,7 +148,10 @@ def _restore(
     assert offer.checkpoint is not None
     promise = Promise()
     tree = offer.tree
-    notes = restore_states(states, tree["states"], tensors)
+    kept = _kept(homes, [tree[name] for name in ("rng", "vars", "source", "head")])
+    grads = _kept(homes, tree["grads"])
+    notes = restore_states(states, tree["states"], homes)
+    notes += differing(states, tree["states"], reading.same).lines
     flags = [note.removeprefix(FLAG) for note in notes if note.startswith(FLAG)]
     if flags:
         more = f", and {len(flags) - 1} more flags" if len(flags) > 1 else ""
@@ -151,7 +159,7 @@ def _restore(
     for note in notes:
         if not note.startswith(FLAG):
             promise.weaken(Guarantee.APPROXIMATE, note)
-    watch.restore(tree["grads"], tensors)
+    watch.restore(tree["grads"], grads)
     saved = {
         name: value for name, value in offer.settings.items() if name != "data"
     }  # compared when it is read
@@ -165,10 +173,9 @@ def _restore(
             promise.weaken(
                 Guarantee.SAME_ORDER, f"{difference.name} was {difference.old!r}, is {difference.new!r}"
             )
-    for note in restore_rng(tree["rng"], tensors):
+    for note in restore_rng(tree["rng"], kept):
         promise.weaken(Guarantee.SAME_ORDER, note)
-    own = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith(("vars/", "source/"))}
-    variables = decode(tree["vars"], own)
+    variables = decode(tree["vars"], kept)
     assert isinstance(variables, dict)
     return Resumed(
         checkpoint=offer.checkpoint,
@@ -177,9 +184,54 @@ def _restore(
         position=offer.position,
         settings=offer.settings,
         variables=variables,
-        source_position=decode(tree["source"], own),
+        source_position=decode(tree["source"], kept),
         tree=tree,
-        tensors=tensors,
-        arena=arena,
+        tensors=kept,
+        grads=grads,
+        reading=reading,
         promise=promise,
     )
+
+
+def _kept(homes: Homes, trees: Json) -> dict[str, torch.Tensor]:
+    """The tensors of some trees, as they were read, whatever becomes of the states."""
+    given = homes.give(trees)
+    return {
+        name: given[name] if name in given else homes.tensors[name].clone() for name, _ in references(trees)
+    }
+
+
+def _restore_again(resumed: Resumed, states: Mapping[str, object], changed: Differing) -> None:
+    """Restore some states once more; what still holds its bits is not read again."""
+    tree = {"states": {name: resumed.tree["states"][name] for name in states}}
+    names = {name: None for name, _ in references(tree)}
+    homes = make_homes(
+        states,
+        tree,
+        resumed.reading.records({name: None for name in names if name not in changed.same}),
+    )
+    resumed.reading.again(homes)
+    still = {name: changed.same[name] for name in names if name in changed.same}
+    # An optimizer takes its own tensors back; what others hold as well is copied.
+    shared = {
+        name
+        for state, saved in resumed.tree["states"].items()
+        if saved["kind"] != "optimizer" or state not in states
+        for name, _ in references(saved)
+    }
+    restore_states(
+        states, tree["states"], Homes({**homes.tensors, **still}, homes.live | (still.keys() & shared))
+    )
+
+
+def _put_back_grads(resumed: Resumed, watch: StepWatch) -> None:
+    grads = resumed.grads
+    same = resumed.reading.same(list(grads.items()))
+    changed = {name: None for (name, _), is_same in zip(grads.items(), same, strict=True) if not is_same}
+    if changed:
+        homes = make_homes(
+            {}, {"states": {}, "grads": resumed.tree["grads"]}, resumed.reading.records(changed)
+        )
+        resumed.reading.again(homes)
+        grads |= homes.tensors
+    watch.restore(resumed.tree["grads"], grads)
