@@ -83,6 +83,13 @@ def reading(saved: Saved) -> Reading:
     return Reading(link, "saved", saved.records)
 
 
+def looks(saved: Saved) -> dict[str, torch.Tensor]:
+    """Every tensor as it was read."""
+    homes = make_homes({}, {**saved.tree, "states": {}}, saved.records)
+    reading(saved).accept(homes)
+    return homes.tensors
+
+
 def save(states, watch: StepWatch | None = None) -> Saved:
     """Save states, generators and pending gradients."""
     check_states(states)
@@ -114,9 +121,7 @@ def round_trip(value):
     table = TensorTable()
     tree = encode(value, "value", table)
     saved = through_arena({"value": tree, "states": {}}, table)
-    homes = make_homes({}, saved.tree, saved.records)
-    reading(saved).accept(homes)
-    return decode(saved.tree["value"], homes.tensors)
+    return decode(saved.tree["value"], looks(saved))
 
 
 def bits(tensor: torch.Tensor) -> bytes:

@@ -17,7 +17,7 @@ from torch import nn, optim
 from outlast.state import settings
 from outlast.state.rng import capture_rng, restore_rng
 from outlast.state.table import TensorTable
-from staging import through_arena
+from staging import looks, through_arena
 
 
 def draws():
@@ -32,7 +32,7 @@ def test_every_generator_continues_where_it_was():
     saved = through_arena(capture_rng(table), table)
     expected = [draws() for _ in range(3)]
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    assert restore_rng(saved.tree, saved.tensors) == []
+    assert restore_rng(saved.tree, looks(saved)) == []
     assert [draws() for _ in range(3)] == expected
 
 
@@ -52,7 +52,7 @@ def test_a_cuda_generator_that_has_no_device_here_is_named():
     tree = capture_rng(table)
     tree["cuda"] = [tree["torch"]] * 9
     saved = through_arena(tree, table)
-    (note,) = restore_rng(saved.tree, saved.tensors)
+    (note,) = restore_rng(saved.tree, looks(saved))
     assert "saved for 9 CUDA devices" in note
 
 
@@ -64,7 +64,7 @@ def test_cuda_generators_continue_where_they_were():
     saved = through_arena(capture_rng(table), table)
     expected = torch.randn(3, device="cuda").tolist()
     torch.cuda.manual_seed_all(5)
-    assert restore_rng(saved.tree, saved.tensors) == []
+    assert restore_rng(saved.tree, looks(saved)) == []
     assert torch.randn(3, device="cuda").tolist() == expected
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from outlast._errors import ObjectDamaged, UnsupportedValue
 from outlast.state.table import TensorTable
 from outlast.state.tree import MAX_DEPTH, decode, encode
-from staging import bits, round_trip, through_arena
+from staging import bits, looks, round_trip, through_arena
 
 
 def exactly(left, right) -> bool:
@@ -282,9 +282,10 @@ def test_decoded_tensors_are_copies():
     """Writing to the arena afterwards changes nothing that was decoded."""
     table = TensorTable()
     tree = encode([torch.ones(3), np.ones(2000), b"a" * 5000], "value", table)
-    saved = through_arena({"value": tree}, table)
-    back = decode(saved.tree["value"], saved.tensors)
-    for tensor in saved.tensors.values():
+    saved = through_arena({"value": tree, "states": {}}, table)
+    tensors = looks(saved)
+    back = decode(saved.tree["value"], tensors)
+    for tensor in tensors.values():
         tensor.view(torch.uint8).fill_(9)
     assert back[0].tolist() == [1.0] * 3 and back[1].sum() == 2000 and back[2] == b"a" * 5000
 
