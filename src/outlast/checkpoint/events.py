@@ -3,9 +3,10 @@
 A part is JSON lines, one record each; its last line is `{"digest": "xxh3-128:..."}` over the bytes before it. Every
 record has `kind`, `utc`, `attempt` and `step`:
 
-    attempt   claimed               resume   checkpoint, guarantee, why      save      checkpoint, reason, bytes, seconds
-    notice    source, deadline_utc  warning  cause, message                  metrics   values: {name: number}
-    end       outcome               alive    agent: ProcessId
+    attempt    claimed               resume      checkpoint, guarantee, why   save     checkpoint, reason, seconds, bytes...
+    notice     source, deadline_utc  warning     cause, message               metrics  values: {name: number}
+    store-lost error                 store-back  seconds                      alive    agent: ProcessId
+    end        outcome
 
 Floats that JSON does not know are written as `{"$float": "nan"}`, so that a loss of NaN reads back as one.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -106,19 +107,40 @@ def read_parts(
 
     A damaged part is passed over; `report` is told a line about it.
     """
-    found: list[tuple[int, str, int, int, str]] = []
-    for info in store.list("events/"):
-        match = _PART.match(info.key)
-        if match is not None and attempt in (None, int(match.group(1))):
-            number, nonce, rank, part = match.groups()
-            found.append((int(number), nonce, int(rank), int(part), info.key))
+    keys = [part.key for part in list_parts(store) if attempt in (None, part.attempt)]
+    for _, records in read_each(store, keys, report):
+        yield from records
+
+
+class Part(msgspec.Struct, frozen=True, order=True):
+    """Where one part lies. Ordered as they were written."""
+
+    attempt: int
+    nonce: str
+    rank: int
+    number: int
+    key: str
+
+
+def list_parts(store: Store) -> list[Part]:
+    """Return every part there is, in the order of (attempt, rank, part)."""
+    matches = (_PART.match(info.key) for info in store.list("events/"))
+    return sorted(
+        Part(int(match[1]), match[2], int(match[3]), int(match[4]), match[0])
+        for match in matches
+        if match is not None
+    )
+
+
+def read_each(
+    store: Store, keys: Sequence[str], report: Report | None = None
+) -> Iterator[tuple[str, list[dict[str, Json]]]]:
+    """Yield (key, records) of these parts, in this order; a damaged one has none, and `report` is told of it."""
     with ThreadPoolExecutor(PART_READS, "outlast-events") as pool:
-        for part_read in pool.map(lambda row: _read_part(store, row[-1]), sorted(found)):
-            if isinstance(part_read, str):
-                if report is not None:
-                    report(part_read)
-            else:
-                yield from part_read
+        for key, found in zip(keys, pool.map(lambda key: _read_part(store, key), keys), strict=True):
+            if isinstance(found, str) and report is not None:
+                report(found)
+            yield key, [] if isinstance(found, str) else found
 
 
 def check_part(store: Store, key: str) -> list[str]:

@@ -14,18 +14,19 @@ from outlast._errors import FormatTooNew, ObjectDamaged, ObjectMissing
 from outlast._process import process_alive
 from outlast._types import Json
 from outlast.checkpoint import catalog
-from outlast.checkpoint.events import kept_metrics, read_parts
+from outlast.checkpoint.events import kept_metrics
 from outlast.checkpoint.manifest import AttemptRecord, ProcessId
 from outlast.cli._place import open_run
-from outlast.cli._show import age_s, ago, clock, console, print_json, table, text
+from outlast.cli._recent import recent_events
+from outlast.cli._show import age_s, ago, clock, console, print_json, size, table, text
 from outlast.store.base import Store
 
 ATTEMPTS_SHOWN = 5
 """Newest attempts in the table; `--json` has all."""
-ATTEMPTS_READ = 3
-"""Newest attempts whose events are read: the last resume, notice and metrics are in one of them."""
 RECORD_READS = 16
 """Attempts' records read at once; the store's latency is what counts."""
+
+_ALARMING = ("warning", "damaged", "not durable")
 
 app = App(name="status")
 
@@ -53,12 +54,8 @@ def _gather(store: Store) -> dict[str, Json]:
     numbers = catalog.attempts(store)
     with ThreadPoolExecutor(RECORD_READS, "outlast-status") as pool:
         records = list(pool.map(lambda number: catalog.read_attempt(store, number), numbers))
-    events = [
-        event
-        for number in numbers[-ATTEMPTS_READ:]
-        for event in read_parts(store, number, report=faults.append)
-    ]
-    durable, is_finished = _durable(store, faults)
+    durable, is_finished, reaching = _durable(store, faults)
+    events = recent_events(store, numbers, reaching, faults.append)
     newest = [event for event in events if numbers and event.get("attempt") == numbers[-1]]
     metrics = kept_metrics(events)
     return {
@@ -66,6 +63,8 @@ def _gather(store: Store) -> dict[str, Json]:
         "durable": durable,
         "attempts": [_attempt(n, r, events) for n, r in zip(numbers, records, strict=True)],
         "resume": _last(events, "resume"),
+        "save": _last(newest, "save"),
+        "store_lost": _store_lost(newest),
         "notice": _last_notice(events),
         "warnings": _open_warnings(newest),
         "metrics": metrics[-1] if metrics else None,
@@ -73,8 +72,8 @@ def _gather(store: Store) -> dict[str, Json]:
     }
 
 
-def _durable(store: Store, faults: list[str]) -> tuple[dict[str, Json] | None, bool]:
-    """The newest checkpoint whose records are whole, and whether the run has finished with it."""
+def _durable(store: Store, faults: list[str]) -> tuple[dict[str, Json] | None, bool, list[str]]:
+    """The newest checkpoint whose records are whole, whether the run has finished with it, and its events parts."""
     for checkpoint in catalog.committed(store):
         try:
             loaded = catalog.load(store, checkpoint)
@@ -89,8 +88,9 @@ def _durable(store: Store, faults: list[str]) -> tuple[dict[str, Json] | None, b
             "age_s": age_s(saved_utc),
             "reason": loaded.commit.reason.value,
         }
-        return found, loaded.commit.finished
-    return None, False
+        reaching = [manifest.events for manifest in loaded.manifests if manifest.events is not None]
+        return found, loaded.commit.finished, reaching
+    return None, False, []
 
 
 def _attempt(number: int, record: AttemptRecord | None, events: Sequence[dict[str, Json]]) -> dict[str, Json]:
@@ -131,6 +131,13 @@ def _open_warnings(events: Sequence[dict[str, Json]]) -> list[dict[str, Json]]:
     return list(warnings.values())
 
 
+def _store_lost(events: Sequence[dict[str, Json]]) -> dict[str, Json] | None:
+    """Since when the newest attempt's saves fail; None if they do not."""
+    back = ("store-lost", "store-back", "save")
+    last = next((event for event in reversed(events) if event.get("kind") in back), None)
+    return last if last is not None and last["kind"] == "store-lost" else None
+
+
 def _last_notice(events: Sequence[dict[str, Json]]) -> dict[str, Json] | None:
     """The last notice, with `cancelled_utc` if it was taken back."""
     notice = _last(events, "notice")
@@ -150,7 +157,7 @@ def _show(found: dict[str, Json]) -> None:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     for label, value in _facts(found):
-        facts.add_row(label, text(value, "yellow" if label in ("warning", "damaged") else ""))
+        facts.add_row(label, text(value, "yellow" if label in _ALARMING else ""))
     out.print(facts)
     attempts = found["attempts"]
     if not attempts:
@@ -173,6 +180,7 @@ def _show(found: dict[str, Json]) -> None:
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     durable, resume, notice, metrics = (found[name] for name in ("durable", "resume", "notice", "metrics"))
+    save, lost = found["save"], found["store_lost"]
     facts = [
         ("run", f"{found['run_id']} at {found['url']}"),
         ("finished", "yes" if found["finished"] else "no"),
@@ -182,6 +190,12 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         facts.append(
             ("durable", f"step {durable['step']}, {ago(durable['saved_utc'])} ({durable['checkpoint']})")
+        )
+    if save is not None:
+        facts.append(("last save", _cost(save)))
+    if lost is not None:
+        facts.append(
+            ("not durable", f"the store fails, since {ago(str(lost.get('utc')))}: {lost.get('error')}")
         )
     if resume is not None:
         guarantee, why = str(resume.get("guarantee")), str(resume.get("why", ""))
@@ -200,3 +214,13 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     facts += [("warning", f"{w.get('cause')}: {w.get('message')}") for w in found["warnings"]]
     facts += [("damaged", fault) for fault in found["faults"]]
     return facts
+
+
+def _cost(save: dict[str, Json]) -> str:
+    """What the last save took: time until it was durable, and bytes that were copied and written."""
+    held, copied, written = (save.get(name) for name in ("bytes", "bytes_copied", "bytes_written"))
+    parts = [f"durable in {save.get('seconds')} s"]
+    parts += [f"{size(held)} of state"] if isinstance(held, int) else []
+    parts += [f"{size(copied)} copied"] if isinstance(copied, int) else []
+    parts += [f"{size(written)} written"] if isinstance(written, int) else []
+    return ", ".join(parts)

@@ -1,0 +1,74 @@
+"""What a run's events say of late: few parts are read, however long the run is.
+
+An attempt puts a part every 25 s, 3,500 a day. Its first ones say what it resumed from, its last ones whether it lives,
+what it saved and how it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+from outlast._types import Json
+from outlast.checkpoint.events import PART_READS, list_parts, read_each
+from outlast.store.base import Store
+
+ATTEMPTS_READ = 3
+"""Newest attempts whose events are read."""
+HEAD_PARTS = 2
+"""First parts of an attempt: what it resumed from is put at once, in a part of its own."""
+TAIL_PARTS = 8
+"""Last parts of an attempt: notice, last save and end lie within seconds of each other, each in a part of its own."""
+LOOK_BACK_PARTS = 64
+"""Most parts of the newest attempt that are read to find its last save and metrics: half an hour of training."""
+
+_OF_HEAD = frozenset({"attempt", "resume"})
+_OF_CHECKPOINT = frozenset({"metrics"})
+_SOUGHT = frozenset({"save", "metrics"})
+
+Events = list[dict[str, Json]]
+
+
+def recent_events(
+    store: Store, attempts: Sequence[int], reaching: Iterable[str], report: Callable[[str], None]
+) -> Events:
+    """Return records of the newest attempts, in the order in which they were written.
+
+    Args:
+        store: the run's store.
+        attempts: the numbers that were claimed, in order.
+        reaching: keys of the parts that reach to the newest checkpoint: its metrics are in them.
+        report: is told a line about each part that is damaged.
+    """
+    named = set(reaching)
+    recent = attempts[-ATTEMPTS_READ:]
+    parts = [part for part in list_parts(store) if part.attempt in recent or part.key in named]
+    tails: dict[str, Events] = {}
+    heads: set[str] = set()
+    for (attempt, *_), group in groupby(parts, lambda part: (part.attempt, part.nonce, part.rank)):
+        keys = [part.key for part in group if part.attempt in recent]
+        heads.update(keys[:HEAD_PARTS])
+        most = LOOK_BACK_PARTS if attempt == attempts[-1] else TAIL_PARTS
+        tails |= _look_back(store, keys[-most:], report)
+    others = [part.key for part in parts if part.key in heads | named and part.key not in tails]
+    for key, events in read_each(store, others, report):
+        kinds = (_OF_HEAD if key in heads else frozenset()) | (
+            _OF_CHECKPOINT if key in named else frozenset()
+        )
+        tails[key] = [event for event in events if event.get("kind") in kinds]
+    return [event for part in parts for event in tails.get(part.key, ())]
+
+
+def _look_back(store: Store, keys: Sequence[str], report: Callable[[str], None]) -> dict[str, Events]:
+    """Read parts of one rank, newest first, until its last save and its last metrics are among them."""
+    read: dict[str, Events] = {}
+    size = TAIL_PARTS
+    while len(read) < len(keys) and not _kinds(read) >= _SOUGHT:
+        stop = len(keys) - len(read)
+        read |= read_each(store, keys[max(stop - size, 0) : stop], report)
+        size = PART_READS
+    return read
+
+
+def _kinds(read: dict[str, Events]) -> set[str]:
+    return {str(event.get("kind")) for events in read.values() for event in events}
