@@ -42,6 +42,7 @@ class Saver:
     Attributes:
         said: every line.
         committed: names of the checkpoints that it told of.
+        number: the last snapshot's.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Saver:
         self.committed: list[str] = []
         self._answers: dict[int, Saved] = {}
         self._changed = threading.Condition()
-        self._number = 0
+        self.number = 0
         self._repeat: dict[int, int] = {}
         self._arenas: list[Arena] = []
         hooks = Hooks(
@@ -95,12 +96,12 @@ class Saver:
         for box in placed:
             if box.at >= 0:
                 arena.view[box.at : box.at + box.nbytes] = state[box.name]
-        self._number += 1
+        self.number += 1
         self._repeat[step] = self._repeat.get(step, -1) + 1
         self.page[Word.STEPS] = step
         return Task(
             Snapshot(
-                number=self._number, index=0, step=step, repeat=self._repeat[step], reason=reason, pinned=False,
+                number=self.number, index=0, step=step, repeat=self._repeat[step], reason=reason, pinned=False,
                 finished=False, hold=hold, tree=None, position={"step": step}, settings={}, tensors=tuple(placed),
                 base=base, best=best,
             ),
