@@ -9,6 +9,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if 
   'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
 BIN := .venv/bin
 READY := .venv/ready
+AZURITE := .venv/node_modules/.bin/azurite-blob
 
 .PHONY: drill drill-scripts test lint types check
 .DELETE_ON_ERROR:
@@ -21,7 +22,7 @@ drill-scripts: $(READY)
 	for name in cnn gan ema lm; do $(BIN)/outlast drill -- $(BIN)/python tests/drill/scripts/$$name.py || exit 1; done
 
 # Two processes: the tests start servers and trainers of their own, and hold times on a two-core machine.
-test: $(READY)
+test: $(READY) $(AZURITE)
 	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(READY)
@@ -45,4 +46,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet 'torch==2.13.0'
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Azure's emulator, for the tests of the stores.
+$(AZURITE): Makefile
+	@command -v npm >/dev/null || { echo "the tests need npm, to install Azurite; on Debian and Ubuntu: apt install npm" >&2; exit 1; }
+	npm install --prefix .venv --no-audit --no-fund --silent azurite@3.37.0
 	@touch $@

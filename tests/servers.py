@@ -1,4 +1,4 @@
-"""Real S3 servers on loopback, and a proxy that makes one fail on purpose.
+"""Real S3 servers on loopback, and a proxy that makes one fail on purpose. `clouds.py` has the other clouds.
 
 Each is a context manager; `tests/store/conftest.py` has fixtures made of them. A server is a process of its own that
 the kernel ends with the tests, however those end, and picks its own free port.
@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 ACCESS_KEY = "outlast-tests"
@@ -26,6 +27,8 @@ SECRET_KEY = "not-a-secret-0123456789"
 BUCKET = "bucket"
 START_S = 60.0
 """Longest wait for a server to listen: moto imports for several seconds on a busy machine."""
+
+Server = TypeVar("Server")
 
 _DIE_WITH_PARENT = "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -83,8 +86,9 @@ def moto_s3(folder: Path) -> Iterator[S3Server]:
 class Fault:
     """What happens to the next `times` requests whose `METHOD /path?query` matches `pattern`, after `skip` of them.
 
-    kind: an HTTP status to answer; "hang" (no answer), "drop" (connection closed), "lost" (done by the server, but the
-    answer never arrives), or "cut" (half of the body, then closed).
+    kind: an HTTP status to answer; "hang" (no answer), "deaf" (the body is not even read), "stall" (half of the answer's
+    body, then nothing), "drop" (connection closed), "lost" (done by the server, but the answer never arrives), or "cut"
+    (half of the body, then closed).
     """
 
     kind: int | str
@@ -101,10 +105,12 @@ class FaultyProxy:
     Attributes:
         endpoint: where it listens.
         requests: `METHOD /path?query` of every request so far, answered or not.
+        headers: the headers of each of them.
     """
 
     endpoint: str
     requests: list[str] = field(default_factory=list)
+    headers: list[Mapping[str, str]] = field(default_factory=list)
     _faults: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -113,6 +119,7 @@ class FaultyProxy:
         with self._lock:
             self._faults = list(faults)
             self.requests.clear()
+            self.headers.clear()
 
     @property
     def faults_left(self) -> int:
@@ -120,10 +127,11 @@ class FaultyProxy:
         with self._lock:
             return sum(fault.times for fault in self._faults)
 
-    def take(self, request: str) -> Fault | None:
+    def take(self, request: str, headers: Mapping[str, str]) -> Fault | None:
         """Note a request; return the fault that is planned for it."""
         with self._lock:
             self.requests.append(request)
+            self.headers.append(headers)
             for fault in self._faults:
                 if fault.times and re.search(fault.pattern, request):
                     if fault.skip:
@@ -135,16 +143,22 @@ class FaultyProxy:
 
 
 @contextlib.contextmanager
-def faulty_proxy(server: S3Server) -> Iterator[tuple[FaultyProxy, S3Server]]:
-    """Listen in front of `server`; yields the proxy, and the server as seen through it."""
+def faulty_proxy(
+    server: Server, renamed: Mapping[str, tuple[str, str]] | None = None
+) -> Iterator[tuple[FaultyProxy, Server]]:
+    """Listen in front of `server`; yields the proxy, and the server as seen through it.
+
+    `renamed`: request headers (in lower case) that go on as another name and value.
+    """
     closing = threading.Event()
     listener = _Listener(("127.0.0.1", 0), _Handler)
     proxy = FaultyProxy(f"http://127.0.0.1:{listener.server_address[1]}")
     listener.proxy, listener.upstream, listener.closing = proxy, urlsplit(server.endpoint).netloc, closing
+    listener.renamed = renamed or {}
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield proxy, S3Server(proxy.endpoint, server.honours_create, server.bucket)
+        yield proxy, replace(server, endpoint=proxy.endpoint)
     finally:
         closing.set()
         listener.shutdown()
@@ -220,6 +234,7 @@ class _Listener(http.server.ThreadingHTTPServer):
     proxy: FaultyProxy
     upstream: str
     closing: threading.Event
+    renamed: Mapping[str, tuple[str, str]]
 
     def handle_error(self, request, client_address):
         """A client that gave up is what these tests are about."""
@@ -233,8 +248,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def _pass(self):
+        fault = self.server.proxy.take(f"{self.command} {self.path}", self.headers)
+        if fault is not None and fault.kind == "deaf":
+            self.close_connection = True
+            self.server.closing.wait()
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.server.proxy.take(f"{self.command} {self.path}")
         if fault is None:
             self._answer(*self._upstream(body))
         elif isinstance(fault.kind, int):
@@ -245,9 +264,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.server.closing.wait()
             if fault.kind == "lost":
                 self._upstream(body)
-            if fault.kind == "cut":
+            if fault.kind in ("cut", "stall"):
                 status, headers, data = self._upstream(body)
                 self._answer(status, headers, data, cut=True)
+            if fault.kind == "stall":
+                self.server.closing.wait()
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass
 
@@ -257,7 +278,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() != "connection":
-                    connection.putheader(name, value)
+                    connection.putheader(*self.server.renamed.get(name.lower(), (name, value)))
             connection.endheaders(body)
             response = connection.getresponse()
             return response.status, dict(response.getheaders()), response.read()

@@ -1,4 +1,4 @@
-"""The places that the contract is held to: a folder, and two real S3 servers."""
+"""The places that the contract is held to: a folder, two real S3 servers, Azurite, and Google's dialect of S3."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from clouds import AzureServer, GoogleServer, azurite, google_dialect
 from outlast.store import Store, open_store
 from servers import S3Server, moto_s3, rclone_s3
 
 
 @dataclass(frozen=True)
 class Place:
-    """One run's empty place. `folder` is where its objects are files, None where they are not (moto)."""
+    """One run's empty place. `folder` is where its objects are files, None where they are not."""
 
     kind: str
     url: str
@@ -39,13 +40,27 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    """Azurite."""
+    with azurite(tmp_path_factory.mktemp("azure")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def google(moto: S3Server) -> Iterator[GoogleServer]:
+    """Moto in Google's dialect."""
+    with google_dialect(moto) as server:
+        yield server
+
+
 @pytest.fixture
 def prefix(tmp_path: Path) -> str:
     """A prefix that no other test uses."""
     return f"{tmp_path.parent.name}/{tmp_path.name}"
 
 
-@pytest.fixture(params=["local", "rclone", "moto"])
+@pytest.fixture(params=["local", "rclone", "moto", "azure", "google"])
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> Place:
@@ -56,12 +71,12 @@ def place(
         server, folder = request.getfixturevalue("rclone")
         use(monkeypatch, server)
         return Place("rclone", server.url(prefix), folder / prefix)
-    server = request.getfixturevalue("moto")
+    server = request.getfixturevalue(request.param)
     use(monkeypatch, server)
-    return Place("moto", server.url(prefix), None)
+    return Place(request.param, server.url(prefix), None)
 
 
-def use(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> None:
+def use(monkeypatch: pytest.MonkeyPatch, server: S3Server | AzureServer | GoogleServer) -> None:
     """Point the usual environment variables at a server."""
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)

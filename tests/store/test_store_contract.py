@@ -1,4 +1,4 @@
-"""What every store promises, held to a folder, to an S3 that ignores create-if-absent, and to one that honours it."""
+"""What every store promises, held to a folder, to S3s that honour and ignore create-if-absent, and to the other clouds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,17 @@ def test_put_again_is_harmless_and_never_changes_bytes(place):
 
 @pytest.mark.parametrize(
     "sizes",
-    [(), (0,), (1,), (3, 0, 5), (MIB,), (4096, 4096), (5 * MIB + 3, 2 * MIB, 4 * MIB - 1), (9 * MIB, 1)],
+    [
+        (),
+        (0,),
+        (1,),
+        (3, 0, 5),
+        (MIB,),
+        (4096, 4096),
+        (5 * MIB + 3, 2 * MIB, 4 * MIB - 1),
+        (9 * MIB, 1),
+        (17 * MIB, 1),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("memory", [memoryview, aligned], ids=["read-only", "arena"])
@@ -169,7 +179,7 @@ def test_a_key_that_leads_elsewhere_is_refused(place, key):
             store.list(key)
 
 
-@pytest.mark.parametrize("place", ["local", "moto"], indirect=True)
+@pytest.mark.parametrize("place", ["local", "moto", "azure", "google"], indirect=True)
 def test_of_32_creates_at_once_exactly_one_wins(place):
     """Where create is exclusive, one claimant gets True, and it is the one whose bytes are there."""
     stores = [place.open() for _ in range(4)]

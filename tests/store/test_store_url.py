@@ -24,12 +24,15 @@ from outlast.store.remote import RemoteStore
         ("s3://bucket/some/run", "s3://bucket/some/run"),
         ("s3://bucket/some/run/", "s3://bucket/some/run"),
         ("s3://bucket", "s3://bucket"),
+        ("gs://bucket/some/run/", "gs://bucket/some/run"),
+        ("az://container/some/run", "az://container/some/run"),
     ],
 )
-def test_a_url_opens_its_store(url, opened):
-    """Paths and `file://` are folders, `s3://` a bucket; `url` is one spelling of each."""
+def test_a_url_opens_its_store(url, opened, monkeypatch):
+    """Paths and `file://` are folders, the other schemes buckets; `url` is one spelling of each."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     store = open_store(url)
-    assert isinstance(store, RemoteStore if url.startswith("s3") else LocalStore)
+    assert isinstance(store, RemoteStore if url.startswith(("s3", "gs", "az")) else LocalStore)
     assert store.url == opened
     assert open_store(store.url).url == opened
 
@@ -48,20 +51,23 @@ def test_a_relative_path_is_made_absolute_at_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "/", "gs://bucket/run", "az://c/run", "http://host/x", "hdfs://x/y", "file://host/run", "file://", "file:///",
+    ["", "/", "gs:bucket/run", "az://", "gs://b/a//b", "azure://c/run", "http://host/x", "hdfs://x/y", "file://host/run", "file://", "file:///",
      "file:///a?b", "s3://", "s3:///run", "s3://b/a//b", "s3://b/../c", "s3://b/a?x=1", "s3://b/a#x", "s3://b/a*",
      "s3:/bucket/run", "a\0b"],
 )  # fmt: skip
 def test_what_is_no_store_is_refused_with_what_is(url):
     """The error says what was found and which kinds of URL there are."""
-    with pytest.raises(ConfigError, match=r"s3://"):
+    with pytest.raises(ConfigError, match=r"expected .*://"):
         open_store(url)
 
 
 def test_opening_touches_nothing(tmp_path, monkeypatch):
     """No folder is made, and no server needs to be there."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    for url in (str(tmp_path / "x"), "s3://bucket/x"):
+    monkeypatch.setenv("GOOGLE_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for url in (str(tmp_path / "x"), "s3://bucket/x", "gs://bucket/x", "az://container/x"):
         store = open_store(url)
         assert isinstance(store.is_local_disk, bool)
     assert os.listdir(tmp_path) == []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from outlast._errors import ConfigError
 
 if TYPE_CHECKING:
+    from botocore.credentials import Credentials
     from obstore.store import S3Credential
 
 _ASKED_AGAIN = timedelta(minutes=6)
@@ -54,23 +55,33 @@ class _Profile:
         self._file = file
         self._lock = threading.Lock()
         self._changed_ns = -1
-        self._found: Callable[[], tuple[str, str, str | None]] | None = None
+        self._found: Credentials | None = None
 
     def __call__(self) -> S3Credential:
         with self._lock:
             changed_ns = self._file.stat().st_mtime_ns if self._file.is_file() else 0
             if self._found is None or changed_ns != self._changed_ns:
                 self._found, self._changed_ns = _look_up(), changed_ns
-            key, secret, token = self._found()
-        expires_at = datetime.now(UTC) + _ASKED_AGAIN
-        return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": expires_at}
+            now = self._found.get_frozen_credentials()
+        return {
+            "access_key_id": now.access_key,
+            "secret_access_key": now.secret_key,
+            "token": now.token,
+            "expires_at": datetime.now(UTC) + _ASKED_AGAIN,
+        }
 
 
-def _look_up() -> Callable[[], tuple[str, str, str | None]]:
+def _look_up() -> Credentials:
     import botocore.session
+    from botocore.exceptions import BotoCoreError, HTTPClientError
 
-    credentials = botocore.session.Session().get_credentials()
+    try:
+        credentials = botocore.session.Session().get_credentials()
+    except HTTPClientError:
+        raise
+    except BotoCoreError as error:
+        raise PermissionError(str(error)) from error
     if credentials is None:
-        msg = "CredentialProvider: botocore found no credentials in the AWS profile"
+        msg = "botocore found no credentials in the AWS profile"
         raise PermissionError(msg)
-    return credentials.get_frozen_credentials  # type: ignore[no-any-return]
+    return credentials

@@ -53,7 +53,7 @@ class Patience:
     @property
     def request_s(self) -> float:
         """How long a request may stand still."""
-        return self.total_s / 3
+        return self.total_s / 4
 
     @property
     def repeat_s(self) -> float:

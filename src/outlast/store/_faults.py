@@ -18,7 +18,7 @@ _FULL = re.compile(
 )
 _CREDENTIAL_SOURCES = re.compile(
     r"169\.254\.|/latest/api/token|security-credentials|/oauth2|sts\.|metadata\.google|computeMetadata|login\.microsoft"
-    r"|AssumeRole|CredentialProvider"
+    r"|credential provider"
 )
 _SHOWN_CHARACTERS = 400
 """How much of a server's answer an error shows: the status and the code come first."""
@@ -26,7 +26,7 @@ _TOO_MANY = 429
 
 _CREDENTIALS = {
     "s3": (
-        "Unless AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set, the machine's own role is asked. "
+        "Unless AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set, the profile in ~/.aws or the machine's own role is asked. "
         "Set them, or give the machine a role"
     ),
     "gs": (
@@ -57,7 +57,8 @@ def translated(error: Exception, name: str) -> StoreError:
     status = status_of(error)
     said = f"{name}: {brief(error)}"
     if _CREDENTIAL_SOURCES.search(text.partition("\n")[0]):
-        kind = StoreDenied if status is not None and 400 <= status < 500 else StoreUnavailable
+        refused = "PermissionError" in text or (status is not None and 400 <= status < 500)
+        kind = StoreDenied if refused else StoreUnavailable
         return kind(f"{said}. {_CREDENTIALS[name.partition(':')[0]]}")
     if _NO_BUCKET.search(text):
         what = "container" if name.startswith("az:") else "bucket"

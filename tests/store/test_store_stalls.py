@@ -1,0 +1,167 @@
+"""A request that stands still: cut off by the time in which nothing moved, sent again, and never waited for."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+
+import pytest
+
+from outlast import _errors as errors
+from outlast.store._client import Patience
+from outlast.store.remote import RemoteStore
+from servers import Fault, faulty_proxy
+
+MIB = 1 << 20
+PIECE = 16 * MIB
+"""One part of a fast upload and one range of a download."""
+LARGE = random.Random(2).randbytes(PIECE + 2 * MIB)
+FOR_EVER = 10_000
+PATIENCE = Patience(total_s=6)
+"""A request may stand still for 0.5 s at first and for 1.5 s then."""
+SHORT = Patience(total_s=0.6)
+NOISE_S = 10
+"""For a noisy machine, on top of a bound."""
+KEY = "segments/x.bin"
+
+
+@pytest.fixture
+def proxied(moto, prefix, monkeypatch):
+    """A proxy in front of moto, and the URL of a run."""
+    with faulty_proxy(moto) as (proxy, server):
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        RemoteStore(server.url(prefix)).put("run.json", b"{}")
+        yield proxy, server.url(prefix)
+
+
+def read(store: RemoteStore) -> bytes:
+    target = bytearray(len(LARGE))
+    store.read_into(KEY, 0, memoryview(target))
+    return bytes(target)
+
+
+def test_the_patience_of_a_request_is_a_part_of_the_whole():
+    """5 s and then 15 s of the default minute, and all times scale with the variable."""
+    assert (Patience().quick_s, Patience().request_s, Patience().repeat_s) == (5, 15, 10)
+    assert PATIENCE.quick_s == 0.5
+
+
+@pytest.mark.parametrize("kind", ["hang", "deaf", "drop", "lost", 503])
+@pytest.mark.parametrize("what", ["POST .*uploads", "PUT .*partNumber=1", "POST .*uploadId="])
+def test_an_upload_outlasts_one_bad_request(proxied, kind, what):
+    """Whichever request of an upload fails, and however, the object is whole soon after."""
+    proxy, url = proxied
+    store = RemoteStore(url, patience=PATIENCE)
+    proxy.plan(Fault(kind, 1, what))
+    start = time.monotonic()
+    store.write(KEY, [memoryview(LARGE)])
+    assert time.monotonic() - start < PATIENCE.total_s + NOISE_S
+    assert proxy.faults_left == 0
+    assert read(store) == LARGE
+
+
+@pytest.mark.parametrize("kind", [503, "drop", "hang"])
+def test_an_upload_outlasts_a_storm(proxied, kind):
+    """Twelve requests that fail in a row, or three that hang: the upload is begun again and succeeds."""
+    proxy, url = proxied
+    store = RemoteStore(url, patience=PATIENCE)
+    proxy.plan(Fault(kind, 3 if kind == "hang" else 12))
+    store.write(KEY, [memoryview(LARGE)])
+    assert proxy.faults_left == 0
+    assert read(store) == LARGE
+
+
+@pytest.mark.parametrize("kind", ["hang", "deaf", "drop", 503])
+def test_an_upload_that_stays_stuck_is_given_up_in_time(proxied, kind):
+    """Parts that never get through end in `StoreUnavailable` within the patience, and leave no object."""
+    proxy, url = proxied
+    proxy.plan(Fault(kind, FOR_EVER, "partNumber="))
+    start = time.monotonic()
+    with pytest.raises(errors.StoreUnavailable, match=re.escape(url)):
+        RemoteStore(url, patience=SHORT).write(KEY, [memoryview(LARGE)])
+    assert time.monotonic() - start < SHORT.total_s + NOISE_S
+    proxy.plan()
+    assert [info.key for info in RemoteStore(url).list()] == ["run.json"]
+
+
+def test_a_line_that_was_too_slow_is_loaded_less(proxied):
+    """After a first try in vain, this upload and the next are sent in small parts, two at once."""
+    proxy, url = proxied
+    store = RemoteStore(url, patience=PATIENCE)
+    proxy.plan(
+        Fault("drop", 1, "POST .*uploads"), Fault(400, 1, "partNumber=", body="<Code>RequestTimeout</Code>")
+    )
+    store.write(KEY, [memoryview(LARGE)])
+    assert proxy.faults_left == 0
+    proxy.plan()
+    store.write("segments/y.bin", [memoryview(LARGE)])
+    assert len([request for request in proxy.requests if "partNumber=" in request]) == 4
+    assert RemoteStore(url).get("segments/y.bin") == LARGE
+
+
+@pytest.mark.parametrize("kind", ["stall", "cut"])
+def test_a_download_goes_on_where_it_stood_still(proxied, kind):
+    """Half of an answer and then nothing: only the rest is asked for again."""
+    proxy, url = proxied
+    store = RemoteStore(url, patience=PATIENCE)
+    store.write(KEY, [memoryview(LARGE)])
+    proxy.plan(Fault(kind, 1, "GET .*x.bin"))
+    assert read(store) == LARGE
+    assert proxy.faults_left == 0
+    ranges = [re.fullmatch(r"bytes=(\d+)-(\d+)", headers["Range"]) for headers in proxy.headers]
+    asked = sum(int(found[2]) + 1 - int(found[1]) for found in ranges)
+    assert asked < len(LARGE) + PIECE // 2 + 3 * MIB, "what had come was asked for again"
+
+
+def test_a_download_that_moves_outlasts_the_patience(proxied):
+    """Every answer is cut after half of it, more often than one patience allows tries: it still ends, since it moves on."""
+    proxy, url = proxied
+    store = RemoteStore(url, patience=SHORT)
+    RemoteStore(url).write(KEY, [memoryview(LARGE)])
+    proxy.plan(Fault("cut", 12, "GET .*x.bin"))
+    assert read(store) == LARGE
+
+
+@pytest.mark.parametrize("kind", ["stall", "hang", 503])
+def test_a_download_that_stays_stuck_is_given_up_in_time(proxied, kind):
+    """A store that never sends the rest is out of reach, within the patience."""
+    proxy, url = proxied
+    RemoteStore(url).write(KEY, [memoryview(LARGE)])
+    store = RemoteStore(url, patience=SHORT)
+    proxy.plan(Fault(kind, 1 if kind == "stall" else 0, "GET .*x.bin"), Fault("hang", FOR_EVER, "GET"))
+    start = time.monotonic()
+    with pytest.raises(errors.StoreUnavailable, match=re.escape(url)):
+        read(store)
+    assert time.monotonic() - start < 3 * SHORT.total_s + NOISE_S
+
+
+def test_where_no_ranges_are_served_a_long_read_is_one_pass(rclone, prefix, monkeypatch):
+    """rclone answers a range with 200: once that is known, 18 MiB are one request and not one for each piece."""
+    with faulty_proxy(rclone[0]) as (proxy, server):
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        store = RemoteStore(server.url(prefix), patience=PATIENCE)
+        store.write(KEY, [memoryview(LARGE)])
+        proxy.plan()
+        assert read(store) == LARGE
+        assert len(proxy.requests) == 2, "the range that was refused, and the pass"
+        proxy.plan()
+        assert read(store) == LARGE
+        assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize(("host", "signed"), [("127.0.0.1", False), ("store.example", True)])
+def test_a_body_is_signed_only_where_somebody_could_change_it(proxied, prefix, monkeypatch, host, signed):
+    """Plain http to another machine is signed with the body's digest; within this machine that would cost for nothing."""
+    proxy, url = proxied
+    if host != "127.0.0.1":
+        monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
+        monkeypatch.setenv("NO_PROXY", "")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}")
+    proxy.plan(Fault(403, 1))
+    with pytest.raises(errors.StoreDenied):
+        RemoteStore(url, patience=PATIENCE).write("segments/small.bin", [memoryview(b"bytes")])
+    (headers,) = proxy.headers
+    assert (headers["x-amz-content-sha256"] != "UNSIGNED-PAYLOAD") is signed
