@@ -307,12 +307,12 @@ def test_what_must_not_be_deleted(saver):
     one = saver(store)
     names = [one.save(step, state_of(step, SIZES)) for step in (1, 2, 3)]
     assert one.persister.in_use().checkpoints == frozenset(names[1:])
-    assert one.persister.in_use().writing is None
+    assert one.persister.in_use().saves == frozenset()
     gate.close()
     number = one.submit(4, state_of(4, SIZES), base=names[0])
     assert gate.reached.wait(30)
     assert one.persister.in_use().checkpoints == frozenset(names)
-    assert one.persister.in_use().writing == id_of(4)
+    assert one.persister.in_use().saves == {id_of(4)}
     gate.open()
     one.answer(number)
     assert parse_checkpoint_name(one.persister.newest.checkpoint) == id_of(4)
@@ -334,7 +334,7 @@ def test_a_store_that_fails_is_ridden_out(saver, monkeypatch):
     assert one.persister.last_error == "503 Slow Down"
     for line in one.said[1:3]:
         assert "step 7 is not durable: 503 Slow Down" in line
-        assert "step 3 is the last durable one, 6 steps and 0 min of work are at risk" in line
+        assert "the newest checkpoint is of step 3, 6 steps and 0 min of work are at risk" in line
     gate.failing = None
     assert one.answer(number).checkpoint == id_of(7).name
     assert one.page[Word.STORE_LOST_NS] == 0

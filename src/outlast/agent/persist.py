@@ -154,8 +154,8 @@ class Persister:
         with self._changed:
             tasks = [t for t in (*self._queue, self._held, self._writing) if t is not None]
             named = frozenset(t.snapshot.base for t in tasks if t.snapshot.base is not None)
-            writing = self._id(self._writing.snapshot) if self._writing is not None else None
-        return InUse(self._bases.names | named, writing)
+            saves = frozenset(self._id(task.snapshot) for task in tasks)
+        return InUse(self._bases.names | named, saves)
 
     def remind(self) -> None:
         """While the store fails, say once a minute what is at risk. Thread-safe."""
@@ -374,7 +374,7 @@ class Persister:
         base = parse_checkpoint_name(self._record.resumed_from or "")
         step = durable.step if durable else base.step if base else 0
         steps = max(self._look(Word.STEPS) - step, 0)
-        what = f"step {step} is the last durable one" if durable or base else "nothing is durable yet"
+        what = f"the newest checkpoint is of step {step}" if durable or base else "there is no checkpoint yet"
         return f"{what}, {steps} steps and {since_s / 60:.0f} min of work are at risk"
 
     def _stop_if_superseded(self) -> None:
