@@ -44,10 +44,10 @@ class Newest:
 
 @dataclass(frozen=True)
 class InUse:
-    """What must not be deleted now: checkpoints by name, and whatever belongs to the one that is being written."""
+    """What must not be deleted now: checkpoints by name, and whatever belongs to those that are written or wait."""
 
     checkpoints: frozenset[str]
-    writing: CheckpointId | None
+    saves: frozenset[CheckpointId]
 
 
 @dataclass(frozen=True)

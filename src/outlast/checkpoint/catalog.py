@@ -40,7 +40,7 @@ FOREIGN_NAMED = 3
 """How many foreign objects an error names."""
 
 _CHOOSE = "Choose a place of the run's own, which may not exist yet."
-_OURS = ("attempts/", "checkpoints/", "segments/", "events/")
+_OURS = ("attempts/", "checkpoints/", "segments/", "events/", "pins/")
 _TOLERATED = (".", "probe/", "lost+found/", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN/")
 """Left by file browsers, filesystems, and the probe that asks a store what it can do."""
 
@@ -116,12 +116,12 @@ def read_attempt(store: Store, number: int) -> AttemptRecord | None:
 
 def committed(store: Store) -> list[CheckpointId]:
     """Return every checkpoint that has a commit, newest first; whether it is whole, `load` and `verify` tell."""
-    return [id for id, names in _folders(store).items() if "commit.json" in names]  # noqa: A001
+    return [id for id, names in folders(store).items() if "commit.json" in names]  # noqa: A001
 
 
 def uncommitted(store: Store) -> list[CheckpointId]:
     """Return every checkpoint that was begun and has no commit, newest first."""
-    return [id for id, names in _folders(store).items() if "commit.json" not in names]  # noqa: A001
+    return [id for id, names in folders(store).items() if "commit.json" not in names]  # noqa: A001
 
 
 def adopt(store: Store, run_id: str) -> Adopted:
@@ -133,7 +133,7 @@ def adopt(store: Store, run_id: str) -> Adopted:
     adopted: list[CheckpointId] = []
     faults: list[str] = []
     done: set[tuple[int, str]] = set()
-    for id, names in _folders(store).items():  # noqa: A001
+    for id, names in folders(store).items():  # noqa: A001
         if (id.attempt, id.nonce) in done:
             continue
         if "commit.json" in names:
@@ -220,7 +220,7 @@ def _member(store: Store, id: CheckpointId, head: Commit, rank: int) -> Manifest
     return manifest
 
 
-def _folders(store: Store) -> dict[CheckpointId, set[str]]:
+def folders(store: Store) -> dict[CheckpointId, set[str]]:
     """Every folder under `checkpoints/` that is ours, newest first, with the names in it."""
     found: dict[CheckpointId, set[str]] = {}
     for info in store.list("checkpoints/"):
