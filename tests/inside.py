@@ -35,7 +35,9 @@ class Inside:
         self._trainer = Trainer(f"file://{root}")
         self.link = self._trainer.link
         offer = self.link.offer()
-        assert self.link.accept((), None) is None  # the test puts the live state there itself
+        assert (
+            self.link.accept((), None, 0, lambda *_: None) is None
+        )  # the test puts the live state there itself
         self.saver = Saver(
             self.link,
             Saving(Every(300.0, None), **saving),

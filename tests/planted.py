@@ -25,7 +25,7 @@ class Planted:
     Attributes:
         states: what it hands in.
         change: what it does next; calls what it is given where a late copy would do the most harm.
-        expected: "held" where the step waits for the copy, "caught" where the copy is wrong and must be thrown away,
+        expected: "held" where the change waits for the copy or cannot reach it, "caught" where the copy is wrong and must be thrown away,
             "not overlapped" where nothing can wait for it.
     """
 
@@ -86,6 +86,7 @@ def ema_swap_of_memory(device):
 
 
 def lora_merge(device):
+    """Frozen weights are copied at the safe point."""
     states = _trained(device, frozen=True)
 
     def change(_copy):
@@ -93,7 +94,7 @@ def lora_merge(device):
         with torch.no_grad():
             layer.weight += states["lora"].weight * 0.1
 
-    return Planted(states, change, "caught")
+    return Planted(states, change, "held")
 
 
 def lora_merge_and_unmerge(device):
@@ -106,7 +107,7 @@ def lora_merge_and_unmerge(device):
             copy_now()
             layer.weight -= states["lora"].weight * 0.1
 
-    return Planted(states, change, "caught")
+    return Planted(states, change, "held")
 
 
 def write_past_torch(device):

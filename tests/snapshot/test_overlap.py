@@ -239,11 +239,21 @@ def test_a_snapshot_that_is_dropped_is_not_handed_over():
     script = Script(planted.foreach_step("cpu").states)
     script.safe_point()
     assert script.overlapping.is_under_way()
-    script.overlapping.drop()
+    assert script.overlapping.give_way(urgent=True, may_wait=True)
     script.finish()
     assert not script.overlapping.is_under_way()
     (answer,) = script.handed.answers
     assert script.handed.submitted == [] and not answer.retake
+
+
+def test_a_newer_snapshot_waits_for_the_one_under_way_or_comes_later():
+    """An interval's comes at a later safe point, what is held or asked for waits; nothing is lost."""
+    script = Script(planted.foreach_step("cpu").states)
+    script.safe_point()
+    assert not script.overlapping.give_way(urgent=False, may_wait=False)
+    script.copier.copies[0].copy()
+    assert script.overlapping.give_way(urgent=False, may_wait=True)
+    assert script.handed.submitted == [1] and not script.overlapping.is_under_way()
 
 
 def test_steps_wait_only_while_a_copy_is_under_way():

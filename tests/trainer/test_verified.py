@@ -22,7 +22,7 @@ def states():
 
 def stale(monkeypatch, _run):
     """The second snapshot is not copied: its arena holds what an earlier one left."""
-    monkeypatch.setattr(module, "stage", lambda *_: None)
+    monkeypatch.setattr(module, "stage", lambda *_, **__: None)
 
 
 def late(monkeypatch, run):
@@ -41,9 +41,9 @@ def swapped(monkeypatch, _run):
     """Two tensors are copied to each other's place."""
     stage = module.stage
 
-    def crosswise(entries, layout, targets):
+    def crosswise(entries, layout, targets, **how):
         one, other = "model/0.weight", "model/1.weight"
-        stage({**entries, one: entries[other], other: entries[one]}, layout, targets)
+        stage({**entries, one: entries[other], other: entries[one]}, layout, targets, **how)
 
     monkeypatch.setattr(module, "stage", crosswise)
 

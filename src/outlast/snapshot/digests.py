@@ -50,5 +50,6 @@ def chunk_digests(tensors: Sequence[torch.Tensor]) -> list[tuple[str, ...]]:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    integers = as_integers(plain(tensor)).cpu().contiguous().reshape(-1)
-    return integers.view(torch.uint8).numpy().data
+    dense = as_integers(plain(tensor)).cpu().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # one element may stand there with any stride
+    return flat.view(torch.uint8).numpy().data

@@ -71,7 +71,8 @@ def _on_device(tensors: Sequence[torch.Tensor], chunks: int) -> torch.Tensor:
     sums = torch.zeros((chunks, CHUNK_BLOCKS), dtype=torch.int64, device=device)
     row = 0
     for tensor in tensors:
-        flat = as_integers(plain(tensor)).contiguous().view(-1)
+        dense = as_integers(plain(tensor)).contiguous()
+        flat = dense.as_strided((dense.numel(),), (1,))  # one element may stand there with any stride
         step = CHUNK_BYTES // flat.element_size()
         for at in range(0, flat.numel(), step):
             _add_up(_words(flat[at : at + step]), of_words, sums[row])

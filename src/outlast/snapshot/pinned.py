@@ -89,16 +89,22 @@ class Pin:
     """Memory of an arena, pinned in the background.
 
     Where it cannot be pinned (a limit on locked memory), copies into it are slower, and right.
+
+    Attributes:
+        nbytes: how much of the arena, from its start.
     """
 
     def __init__(self, arena: Arena, nbytes: int) -> None:
-        """Begin to pin the whole pages among the first `nbytes`.
+        """Begin to pin the first `nbytes`, whole pages.
 
+        A tensor must lie on one side of their end: a device copies to memory that is pinned, or to such that is not.
         Not more: what is punched out of an arena later must not be pinned, for the device would write to pages that
         are not the arena's any more.
         """
+        assert nbytes % PAGE_BYTES == 0 < nbytes
+        self.nbytes = nbytes
         # It holds the mapping: closed or not meanwhile, these addresses stay the arena's.
-        self._memory = np.frombuffer(arena.view, dtype=np.uint8)[: nbytes // PAGE_BYTES * PAGE_BYTES]
+        self._memory = np.frombuffer(arena.view, dtype=np.uint8)[:nbytes]
         self._device = torch.cuda.current_device()
         self._pinned = False
         # Not a daemon: the process must not end in the middle of a call to the driver. The call takes a second or two.
@@ -119,13 +125,10 @@ class Pin:
             self._pinned = False
 
     def _register(self) -> None:
-        if not self._memory.nbytes:
-            return
         # A failed call leaves its error to the thread that made it: training never hears of this one's.
         with torch.cuda.device(self._device):
             cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch has no annotation there
-            address, nbytes = self._memory.ctypes.data, self._memory.nbytes
-            self._pinned = int(cudart.cudaHostRegister(address, nbytes, _PORTABLE)) == 0
+            self._pinned = int(cudart.cudaHostRegister(self._memory.ctypes.data, self.nbytes, _PORTABLE)) == 0
 
 
 def _batches(moves: Sequence[Move]) -> Iterator[list[Move]]:

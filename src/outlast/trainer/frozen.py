@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import torch
@@ -17,10 +17,14 @@ from outlast._types import Json
 from outlast.agent.protocol import UNCOPIED
 from outlast.checkpoint.manifest import TensorRecord
 from outlast.snapshot.digests import chunk_digests
+from outlast.snapshot.fingerprint import fingerprints
+from outlast.snapshot.prints import Print
 from outlast.snapshot.stager import Layout
 
 Digests = Mapping[str, tuple[str, ...]]
 """Of the chunks of each tensor, by its name."""
+Prints = Mapping[str, Print]
+"""Fingerprints of tensors on a GPU, by name: what a digest is on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Stored:
 
     checkpoint: str
     digests: Digests
+    prints: Prints = field(default_factory=dict)
 
 
 def stored(checkpoint: str | None, records: Sequence[TensorRecord]) -> Stored | None:
@@ -71,12 +76,39 @@ def frozen_digests(
     return dict(zip(here, chunk_digests([entries[name] for name in here]), strict=True))
 
 
-def mark(layout: Layout, digests: Digests, lasting: AbstractSet[str], base: Stored | None) -> Layout:
+def frozen_prints(entries: Mapping[str, torch.Tensor], names: AbstractSet[str]) -> dict[str, Print]:
+    """Fingerprint those of the named tensors that lie on a GPU, in row-major order, where they are."""
+    there = [
+        name
+        for name in entries
+        if name in names and entries[name].device.type == "cuda" and entries[name].is_contiguous()
+    ]
+    return dict(zip(there, fingerprints([entries[name] for name in there]), strict=True))
+
+
+def digest_copies(layout: Layout, targets: Sequence[torch.Tensor], prints: Prints) -> Layout:
+    """Note the digests of what was copied from a GPU, which cannot take them: they are read off the copies."""
+    copied = [
+        index
+        for index, box in enumerate(layout.placed)
+        if box.name in prints and box.at != UNCOPIED and box.digests is None
+    ]
+    boxes = list(layout.placed)
+    for index, own in zip(copied, chunk_digests([targets[index] for index in copied]), strict=True):
+        boxes[index] = msgspec.structs.replace(boxes[index], digests=own)
+    return replace(layout, placed=tuple(boxes))
+
+
+def mark(
+    layout: Layout, digests: Digests, prints: Prints, lasting: AbstractSet[str], base: Stored | None
+) -> Layout:
     """Note each box's digests, and leave uncopied what `base` holds to the bit.
 
     Args:
         layout: of this snapshot.
         digests: of live tensors, taken at this safe point.
+        prints: of live tensors whose digests cannot be taken; one that is what it was when `base` was copied stands for
+            the digests of that copy.
         lasting: names of those that may be left uncopied.
         base: what the checkpoint holds that the snapshot will name; None: copy everything.
     """
@@ -84,6 +116,8 @@ def mark(layout: Layout, digests: Digests, lasting: AbstractSet[str], base: Stor
     boxes = list(layout.placed)
     for index, box in enumerate(boxes):
         own = digests.get(box.name)
+        if own is None and base is not None and prints.get(box.name, ()) == base.prints.get(box.name):
+            own = known.get(box.name)
         if own is None:
             continue
         same = bool(own) and box.name in lasting and known.get(box.name) == own

@@ -19,6 +19,7 @@ from outlast.state.table import TensorTable
 from outlast.trainer.best import BestSoFar
 from outlast.trainer.ending import ended_by
 from outlast.trainer.frozen import Stored
+from outlast.trainer.overlapping import Overlapping
 from outlast.trainer.saver import RETAKES, Order, Saver, Whole
 from outlast.trainer.signals import Signals
 
@@ -40,6 +41,7 @@ class Keeper:
         gather: puts the whole state of this moment together.
         saved_as: "finished" or "whole" when the state that training begins with is durable already, else None.
         stored: what the checkpoint holds that was resumed from.
+        overlapping: lets copies go on under the next step; None where all is copied at the safe point.
 
     Attributes:
         best: the best value so far of the metric that `keep_best` names.
@@ -55,9 +57,10 @@ class Keeper:
         *,
         saved_as: str | None,
         stored: Stored | None,
+        overlapping: Overlapping | None,
     ) -> None:
         self._link = link
-        self._saver = Saver(link, saving, gather, self._deadline_s, stored)
+        self._saver = Saver(link, saving, gather, self._deadline_s, stored, overlapping=overlapping)
         self._on_loss = saving.on_loss
         self.best = BestSoFar(saving.best)
         self._signals = signals
@@ -240,6 +243,7 @@ class Keeper:
                 "last save is not durable. Let the loop end by itself (run.epochs(n), run.batches(..., steps=n), "
                 "run.steps(n)), or call run.save() after it"
             )
+        self._saver.finish()
         if not (self._signals.abandon or self._give_up):
             self._link.close(self._ending)
 

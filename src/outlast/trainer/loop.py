@@ -14,6 +14,7 @@ from outlast._types import Guarantee, Json
 from outlast.agent.control import Phase, Word
 from outlast.agent.link import Link
 from outlast.data.source import Source, take_over
+from outlast.snapshot.pinned import DeviceCopier
 from outlast.state.capture import capture_states
 from outlast.state.rng import capture_rng, restore_rng
 from outlast.state.steps import StepWatch
@@ -22,6 +23,7 @@ from outlast.state.tree import decode, encode
 from outlast.trainer.ending import tail_resumed
 from outlast.trainer.frozen import Stored
 from outlast.trainer.keeper import Keeper
+from outlast.trainer.overlapping import Overlapping
 from outlast.trainer.resume import Resumed, compare_data, put_back
 from outlast.trainer.saver import Whole
 from outlast.trainer.signals import Signals
@@ -90,7 +92,17 @@ class Loop:
         self._head: tuple[Json, dict[str, torch.Tensor]] = (None, {})
         self._said: set[str] = set()
         saved_as = None if resumed is None else "finished" if resumed.finished else "whole"
-        self.keeper = Keeper(link, saving, signals, self.gather, saved_as=saved_as, stored=stored)
+        # On the CPU the copy is made at the safe point, always: on busy cores to overlap it costs as much.
+        overlaps = saving.mode == "overlap" and torch.cuda.is_available()
+        self.keeper = Keeper(
+            link,
+            saving,
+            signals,
+            self.gather,
+            saved_as=saved_as,
+            stored=stored,
+            overlapping=Overlapping(link, states, watch, DeviceCopier()) if overlaps else None,
+        )
         if resumed is not None:
             self._continue(resumed)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from outlast._say import say
 from outlast.agent.protocol import Saved, Snapshot
@@ -62,6 +61,23 @@ class Overlapping:
         """Whether a copy, or its comparison, goes on."""
         return self._thread is not None and self._thread.is_alive()
 
+    def give_way(self, *, urgent: bool, may_wait: bool) -> bool:
+        """A newer snapshot is due; whether it may be taken now. One copy at a time is under way.
+
+        Args:
+            urgent: this machine goes: what is under way is thrown away for it.
+            may_wait: training may wait until what is under way is handed over.
+        """
+        if not self.is_under_way():
+            return True
+        if urgent:
+            with self._lock:
+                self._dropped = True
+            return True
+        if may_wait:
+            self.finish()
+        return may_wait
+
     def suited(self, entries: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Choose what may be copied late at this safe point: large parameters and optimizer state.
 
@@ -96,11 +112,6 @@ class Overlapping:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def drop(self) -> None:
-        """Throw away what is under way: a newer state takes its place, and cannot wait."""
-        with self._lock:
-            self._dropped = True
 
     def _before_step(self) -> None:
         under_way = self._under_way
@@ -145,11 +156,9 @@ class Overlapping:
 
 
 def _changed_by_steps(states: Mapping[str, object]) -> Iterator[torch.Tensor]:
-    """Go through the parameters of optimizers, their state, and frozen parameters, which nothing should change."""
+    """Go through the parameters of optimizers, and their state."""
     for state in states.values():
         if isinstance(state, torch.optim.Optimizer):
             yield from (parameter for group in state.param_groups for parameter in group["params"])
             for values in state.state.values():
                 yield from (value for value in values.values() if isinstance(value, torch.Tensor))
-        elif isinstance(state, nn.Module):
-            yield from (parameter for parameter in state.parameters() if not parameter.requires_grad)

@@ -13,7 +13,8 @@ from outlast._memory import free_bytes
 from outlast._say import say
 from outlast.agent.link import Link
 from outlast.policy.memory import Plan, plan_arenas
-from outlast.snapshot.arena import Arena
+from outlast.snapshot.arena import Arena, page_ceil
+from outlast.snapshot.pinned import Pin
 from outlast.snapshot.stager import Layout, looks
 
 _DROPPED_WITHIN_S = 0.05
@@ -51,6 +52,7 @@ class Room:
         self._plan: Plan | None = None
         self._used: tuple[int, ...] = (0,)
         self._arenas: dict[int, Arena] = {}
+        self._pins: dict[int, Pin] = {}
         self._looks: dict[int, tuple[Layout, list[torch.Tensor]]] = {}
         self._passed_over = 0
 
@@ -69,6 +71,7 @@ class Room:
         for index in self._used:
             if index not in self._arenas:
                 self._make(index, plan.arena_bytes).populate(layout.lasting_at)
+                self._pin(index, layout)
 
     def free(self, deadline_s: Callable[[], float | None]) -> int | None:
         """An arena that nothing reads; None once `deadline_s()` has passed, or no agent is left.
@@ -108,7 +111,10 @@ class Room:
             arena.settle()
         known = self._looks.get(index)
         if known is None or known[0] is not layout:
+            self._pin(index, layout)
             known = self._looks[index] = (layout, looks(layout, arena))
+        if index in self._pins:
+            self._pins[index].wait()
         return known[1]
 
     def give_back(self, index: int) -> None:
@@ -127,6 +133,17 @@ class Room:
             self._used = (index,) if plan.arenas == 1 else (0, 1)
         return self._plan
 
+    def _pin(self, index: int, layout: Layout) -> None:
+        """Pin, in the background, what each snapshot copies from a GPU: never the lasting part, which is given back."""
+        nbytes = page_ceil(layout.lasting_at) if any(box.device == "cuda" for box in layout.placed) else 0
+        pin = self._pins.get(index)
+        if nbytes == (0 if pin is None else pin.nbytes):
+            return
+        if pin is not None:
+            self._pins.pop(index).release()
+        if nbytes:
+            self._pins[index] = Pin(self._arenas[index], nbytes)
+
     def _drop_unused(self) -> None:
         """Give back an arena that a grown state leaves no room for, once nothing reads it."""
         for index in [index for index in self._arenas if index not in self._used]:
@@ -136,6 +153,9 @@ class Room:
 
     def _make(self, index: int, size_bytes: int) -> Arena:
         self._looks.pop(index, None)
+        pin = self._pins.pop(index, None)
+        if pin is not None:
+            pin.release()
         old = self._arenas.pop(index, None)
         if old is not None:
             old.close()

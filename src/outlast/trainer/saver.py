@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,9 +18,19 @@ from outlast.agent.control import Word
 from outlast.agent.link import Link
 from outlast.agent.protocol import Snapshot
 from outlast.snapshot.digests import chunk_digests
-from outlast.snapshot.stager import Layout, fits, layout, stage
+from outlast.snapshot.stager import Layout, fits, layout, moves, stage
 from outlast.state.table import TensorTable
-from outlast.trainer.frozen import Digests, Stored, frozen_digests, frozen_names, mark
+from outlast.trainer.frozen import (
+    Digests,
+    Prints,
+    Stored,
+    digest_copies,
+    frozen_digests,
+    frozen_names,
+    frozen_prints,
+    mark,
+)
+from outlast.trainer.overlapping import Overlapping
 from outlast.trainer.room import Room
 
 _FIRST_SHARE = 1 / 16
@@ -58,12 +68,19 @@ class Order:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A snapshot that is not answered yet, and what is known about frozen parameters once it is durable."""
+    """A snapshot that is not answered yet.
+
+    Attributes:
+        frozen: digests of frozen parameters, known to be stored once it is durable.
+        prints: fingerprints of those among them that lie on a GPU.
+        lasting: whether frozen parameters lie in the arena.
+    """
 
     order: Order
     index: int
     frozen: Digests
-    whole: bool
+    prints: Prints
+    lasting: bool
 
 
 class Saver:
@@ -75,6 +92,7 @@ class Saver:
         gather: puts the whole state of this moment together.
         deadline_s: monotonic time at which this machine goes; None while none is known.
         resumed: what the checkpoint holds that was resumed from.
+        overlapping: lets copies of interval saves go on under the next step; None: all is copied at the safe point.
 
     Attributes:
         redo: a snapshot that was not what the live state was, and is due again.
@@ -88,6 +106,8 @@ class Saver:
         gather: Callable[[TensorTable], Whole],
         deadline_s: Callable[[], float | None],
         resumed: Stored | None,
+        *,
+        overlapping: Overlapping | None = None,
     ) -> None:
         self._link = link
         self._every = saving.every
@@ -97,6 +117,7 @@ class Saver:
         self._room = Room(link, saving.host_memory_bytes)
         self._layout: Layout | None = None
         self._stored = resumed
+        self._overlapping = overlapping
         self._unanswered: dict[int, _Taken] = {}
         self._number = 0
         self._repeat: tuple[int, int] = (-1, 0)
@@ -137,6 +158,11 @@ class Saver:
         An interval save and a held one do not wait: the next safe point tries again.
         """
         self.settle()
+        may_wait = order.hold or order.reason is not Reason.INTERVAL
+        if self._overlapping is not None and not self._overlapping.give_way(
+            urgent=order.reason is Reason.EMERGENCY, may_wait=may_wait
+        ):
+            return None
         index = self._free_arena(order)
         if index is None:
             self._link.raise_if_lost()
@@ -146,16 +172,22 @@ class Saver:
             whole = self._gather(table)
             frozen = frozen_names(whole.tree["states"])
             plain = self._layout_of(table, frozen)
-            digests, of_frozen = self._digests(table, frozen)
+            prints = frozen_prints(table.entries, frozen)
             base = None if self._link.page is None or self._link.page[Word.WHOLE] else self._stored
-            marked = mark(plain, digests, frozen, base)
+            marked = mark(plain, self._digests(table, frozen), prints, frozen, base)
             copied_whole = all(new.at == old.at for new, old in zip(marked.placed, plain.placed, strict=True))
-            stage(table.entries, marked, self._room.targets(index, plain, lasting=copied_whole))
+            lasting = any(box.at >= plain.lasting_at for box in marked.placed)
+            targets = self._room.targets(index, plain, lasting=lasting)
+            hand_over = self._copy(order, table, marked, targets)
+            marked = digest_copies(marked, targets, prints)
+            of_frozen = {
+                b.name: b.digests for b in marked.placed if b.name in frozen and b.digests is not None
+            }
         self._number += 1
         repeat = self._repeat[1] + 1 if self._repeat[0] == order.step else 0
         self._repeat = (order.step, repeat)
-        self._unanswered[self._number] = _Taken(order, index, of_frozen, copied_whole)
-        self._link.submit(
+        self._unanswered[self._number] = _Taken(order, index, of_frozen, prints, lasting)
+        hand_over(
             Snapshot(
                 number=self._number,
                 index=index,
@@ -191,14 +223,19 @@ class Saver:
                 self._retakes = 0
                 self.durable = taken.order.step
                 if taken.frozen:
-                    self._stored = Stored(saved.checkpoint, taken.frozen)
-                    if taken.whole:
+                    self._stored = Stored(saved.checkpoint, taken.frozen, taken.prints)
+                    if taken.lasting:
                         self._room.give_back(taken.index)
             elif saved.retake:
                 self._stored = None
                 if self._retakes < RETAKES:
                     self._retakes += 1
                     self.redo = replace(taken.order, hold=False)
+
+    def finish(self) -> None:
+        """Wait until no copy is under way any more: the script ends."""
+        if self._overlapping is not None:
+            self._overlapping.finish()
 
     def retake(self, number: int) -> int | None:
         """Take snapshot `number`, which was not what the live state was, again now; as `take`."""
@@ -228,19 +265,36 @@ class Saver:
             whole = self._gather(table)
             self._room.make(self._layout_of(table, frozen_names(whole.tree["states"])))
 
+    def _copy(
+        self, order: Order, table: TensorTable, marked: Layout, targets: Sequence[torch.Tensor]
+    ) -> Callable[[Snapshot], None]:
+        """Copy the state, or begin to; returns what the snapshot is handed to."""
+        late: frozenset[str] = frozenset()
+        hand_over = None
+        if (
+            self._overlapping is not None
+            and not self._retakes
+            and order == Order(order.step, Reason.INTERVAL)
+        ):
+            late = self._overlapping.suited(table.entries)
+            if late:
+                hand_over = self._overlapping.begin(moves(table.entries, marked, targets, late))
+        stage(table.entries, marked, targets, but=late if hand_over is not None else frozenset())
+        return hand_over or self._link.submit
+
     def _layout_of(self, table: TensorTable, frozen: set[str]) -> Layout:
         if self._layout is None or not fits(self._layout, table.entries, frozen):
             self._layout = layout(table.entries, frozen)
         return self._layout
 
-    def _digests(self, table: TensorTable, frozen: set[str]) -> tuple[Digests, Digests]:
-        """Digests of what is compared with what is written, and of the frozen parameters among it."""
+    def _digests(self, table: TensorTable, frozen: set[str]) -> Digests:
+        """Digests of live tensors, which what is written is compared with."""
         of_frozen = frozen_digests(table.entries, frozen)
         if not self._verify:
-            return of_frozen, of_frozen
+            return of_frozen
         rest = [name for name in table.entries if name not in of_frozen]
         of_rest = chunk_digests([table.entries[name] for name in rest])
-        return dict(zip(rest, of_rest, strict=True)) | of_frozen, of_frozen
+        return dict(zip(rest, of_rest, strict=True)) | of_frozen
 
     def _free_arena(self, order: Order) -> int | None:
         """An arena that nothing reads; where a newer state may take the place of one that waits, it does."""
