@@ -37,6 +37,7 @@ from outlast.agent.protocol import (
     Welcome,
 )
 from outlast.agent.rereading import Rereading
+from outlast.agent.retain import Retention
 from outlast.agent.tasks import Hooks, Newest, Task
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.events import EventLog
@@ -48,6 +49,8 @@ from outlast.store.base import Store
 
 DRAIN_S = 600.0
 """How long an agent whose trainer is gone keeps trying to make durable what is complete."""
+LAST_PRUNE_S = 5.0
+"""How long an agent that is done with all else still deletes what the last checkpoint pushed out; the next one goes on."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Claimed:
     events: Ledger
     page: ControlPage
     persister: Persister
+    retention: Retention
     heartbeat: Heartbeat
     started_s: float = field(default_factory=time.monotonic)
 
@@ -256,7 +260,14 @@ class Session:
     def _start(self, hello: Hello, store: Store, record: AttemptRecord, damaged: frozenset[Chunk]) -> None:
         page = ControlPage.create()
         events = Ledger(EventLog(store, record.attempt, record.nonce, hello.rank), self._events_kept)
-        hooks = Hooks(answer=self._answer, superseded=self._superseded, say=self._say)
+        retention = Retention(store, record, hello.keep, say=self._say, note=self._record)
+        hooks = Hooks(
+            answer=self._answer,
+            superseded=self._superseded,
+            say=self._say,
+            committed=retention.committed,
+            make_room=retention.make_room,
+        )
         persister = Persister(
             store,
             record,
@@ -268,13 +279,14 @@ class Session:
             damaged=damaged,
         )
         heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
-        claimed = Claimed(hello, store, record, events, page, persister, heartbeat)
+        claimed = Claimed(hello, store, record, events, page, persister, retention, heartbeat)
         with self._lock:
             self.claimed = claimed
         page[Word.INTERRUPTS] = self._interrupts
         self._show(page)
         if hello.rejoin is None:
             self._record("attempt", host=record.trainer.host, pid=record.trainer.pid)
+        retention.start(persister.in_use)
         self._wire.send(Welcome(attempt=record.attempt, nonce=record.nonce, run_id=record.run_id), (page.fd,))
         self._end_outside_loop()
 
@@ -337,6 +349,7 @@ class Session:
             self._say(f"gave up after {DRAIN_S:.0f} s: {persister.last_error or 'the store does not answer'}")
         self._stuck = not persister.stop()
         self.newest = persister.newest
+        claimed.retention.stop(0.0 if self._standing else LAST_PRUNE_S)
         claimed.heartbeat.stop()
         self._record("end", outcome=self.outcome or "killed")
         try:
@@ -384,7 +397,7 @@ class Session:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
 
-    def _record(self, kind: str, **fields: Json) -> None:
+    def _record(self, kind: str, /, **fields: Json) -> None:
         claimed = self.claimed
         if claimed is None:
             return
