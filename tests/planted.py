@@ -24,7 +24,7 @@ class Planted:
 
     Attributes:
         states: what it hands in.
-        change: what it does next; calls what it is given where a late copy would do the most harm.
+        change: what it does next, something else each time; calls what it is given where a late copy would do the most harm.
         expected: "held" where the change waits for the copy or cannot reach it, "caught" where the copy is wrong and must be thrown away,
             "not overlapped" where nothing can wait for it.
     """
@@ -36,10 +36,12 @@ class Planted:
 
 def weight_clipping(device):
     states = _trained(device)
+    bounds = iter([0.01, 0.005, 0.002, 0.001])
 
     def change(_copy):
+        bound = next(bounds)
         for p in states["model"].parameters():
-            p.data.clamp_(-0.001, 0.001)
+            p.data.clamp_(-bound, bound)
 
     return Planted(states, change, "caught")
 
@@ -50,7 +52,8 @@ def ema_swap_through_data(device):
 
     def change(_copy):
         for p, average in zip(states["model"].parameters(), ema.parameters(), strict=True):
-            p.data.copy_(average * 0.5)
+            average.data.mul_(0.5)
+            p.data.copy_(average)
 
     return Planted(states, change, "caught")
 
@@ -118,9 +121,9 @@ def write_past_torch(device):
         weight = states["model"][0].weight
         version = weight._version
         if weight.is_cuda:
-            torch.from_dlpack(weight.detach())[3, 3] = 7.0
+            torch.from_dlpack(weight.detach())[3, 3] += 7.0
         else:
-            ctypes.memset(weight.data_ptr() + 4000, 1, 1)
+            ctypes.c_ubyte.from_address(weight.data_ptr() + 4000).value ^= 1
         assert weight._version == version
 
     return Planted(states, change, "caught")
