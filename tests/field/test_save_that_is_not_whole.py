@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import threading
@@ -17,6 +16,7 @@ from launch import agent_of, eventually
 from outlast._errors import NoWholeCheckpoint
 from outlast.agent import link as link_module
 from outlast.agent.protocol import Saved
+from outlast.checkpoint.manifest import CHUNK_BYTES
 from servers import Fault
 
 OLD, NEW = random.Random(1).randbytes(100_000), random.Random(2).randbytes(100_000)
@@ -73,19 +73,25 @@ def test_latest_pointer_uploaded_before_its_files(trainer, bucket, monkeypatch):
     use(monkeypatch, server)
     proxy.plan()
     saving = trainer(server.url("pointer"))
-    names = [saving.save_and_wait(step, state) for step, state in ((1, OLD), (2, NEW))]
-    saving.close()
-    puts = [
-        request.split("?")[0].split("/pointer/")[1] for request in proxy.requests if request.startswith("PUT")
-    ]
+    names = [saving.save_and_wait(step, state) for step, state in ((1, OLD), (2, NEW), (3, NEW))]
+    puts = puts_of(proxy, "pointer")
+    segments = []
     for name in names:
-        ours = [key for key in puts if name in key]
-        kinds = [re.sub(r"-?\d.*", "", key.rsplit("/", 1)[1]) for key in ours]
+        ours = [key for key in puts if name in key.replace("/", "-")]
         manifest = next(i for i, key in enumerate(ours) if "rank-" in key)
-        assert all(key.startswith("segments/") for key in ours[:manifest]), kinds
+        segments.append(ours[:manifest])
+        assert all(key.startswith("segments/") for key in ours[:manifest]), ours
         assert ours[manifest:] == [f"checkpoints/{name}/rank-00000.json", f"checkpoints/{name}/commit.json"]
         assert len(ours) == len(set(ours)), "nothing is written twice: there is no pointer that moves"
     assert not [key for key in puts if "latest" in key]
+    assert [bool(each) for each in segments] == [True, True, False], "the third refers to the second one's"
+    proxy.plan(Fault(503, 2, r"PUT .*/segments/"))
+    saving.save_and_wait(4, OLD[::-1])
+    saving.close()
+    puts = puts_of(proxy, "pointer")
+    assert sum(key.startswith("segments/") for key in puts) == 3, "refused twice"
+    manifest = next(i for i, key in enumerate(puts) if "rank-" in key)
+    assert not [key for key in puts[manifest:] if key.startswith("segments/")]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -107,6 +113,24 @@ def test_a_flipped_bit_in_every_checkpoint(trainer, saved_twice):
         trainer()
     assert all(of_step(saved_twice, step).name in str(refused.value) for step in (1, 2))
     assert left.items() <= files(saved_twice).items()
+
+
+def test_a_flipped_bit_that_several_checkpoints_share(trainer, tmp_path):
+    """a flipped bit loads silently: a chunk that later saves refer to is checked for each of them, and each is named."""
+    shared = random.Random(3).randbytes(2 * CHUNK_BYTES)
+    first = trainer()
+    names = [first.save_and_wait(step, shared + own) for step, own in ((1, OLD), (2, NEW))]
+    first.close()
+    root = tmp_path / "run"
+    assert segment_of(of_step(root, 1)) == segment_of(of_step(root, 2)), (
+        "the second save refers to the first one's"
+    )
+    flip(segment_of(of_step(root, 2)), random.Random(4))
+    left = files(root)
+    with pytest.raises(NoWholeCheckpoint) as refused:
+        trainer()
+    assert all(name in str(refused.value) for name in names)
+    assert left.items() <= files(root).items()
 
 
 def test_logged_saved_before_it_was(trainer, bucket, monkeypatch, capfd):
@@ -236,6 +260,12 @@ def test_a_stuck_filesystem_is_named_where_it_is_waited_for(trainer, monkeypatch
     stuck.continue_agent()
     for thread in waiting:
         thread.join()
+
+
+def puts_of(proxy, prefix):
+    """Keys of the objects of a run that were put, in the order in which that began."""
+    puts = [request for request in proxy.requests if request.startswith("PUT")]
+    return [request.split("?")[0].split(f"/{prefix}/")[1] for request in puts]
 
 
 def flip(path, rng):
