@@ -282,7 +282,7 @@ def test_a_snapshot_that_waits_is_given_back_for_a_newer_state(saver):
 
 
 def test_the_threads_of_an_interval_save_give_way_and_those_of_others_do_not(saver):
-    """Nice 10 and the lowest best-effort I/O level for what can wait; once the trainer is gone nothing does."""
+    """A niceness of 5 and the lowest best-effort I/O level for what can wait; once the trainer is gone nothing does."""
     nice = {}
 
     def note(operation, key):
@@ -297,7 +297,7 @@ def test_the_threads_of_an_interval_save_give_way_and_those_of_others_do_not(sav
     one.save(2, state_of(2, SIZES), reason=Reason.EMERGENCY)
     assert one.persister.drain(30)
     one.save(3, state_of(3, SIZES))
-    assert nice == {1: min(own + 10, 19), 2: own, 3: own}
+    assert nice == {1: min(own + 5, 19), 2: own, 3: own}
 
 
 def test_what_must_not_be_deleted(saver):

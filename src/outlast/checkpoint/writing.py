@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from outlast.checkpoint.packing import Segment
 from outlast.store.base import Store
 
-WRITE_THREADS = 2
-"""Segments written at a time: while one is being fsynced the other keeps the disk busy (measured: no more is gained by 4)."""
+WRITE_THREADS = 4
+"""Segments written at a time. On an idle machine two keep a disk busy; with all cores busy four get their turn sooner (2 GB
+durable after 1.1 instead of 1.3 s, medians)."""
 
 
 class Abandoned(Exception):
