@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from outlast._errors import ObjectMissing, OutlastError, RunAlive
 from outlast._process import job_and_restarts, process_alive
-from outlast._types import FORMAT_VERSION, Json
+from outlast._types import FORMAT_VERSION, Json, Keep
 from outlast.agent.signs import agents_now, have_ended, newest_parts
 from outlast.checkpoint import catalog
 from outlast.checkpoint.manifest import (
@@ -49,6 +49,7 @@ class Claimant:
     global_batch: int | None
     settings: dict[str, Json]
     take_over: bool
+    keep: Keep = Keep()
 
 
 def claim(
@@ -74,6 +75,7 @@ def claim(
         trainer=claimant.trainer,
         settings=claimant.settings,
         resumed_from=resumed_from,
+        keep=claimant.keep,
     )
     is_ours = store.create(attempt_key(number), seal(record)) and _is_still_ours(store, record, waits)
     return record if is_ours else None

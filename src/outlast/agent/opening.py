@@ -220,6 +220,7 @@ class Opening:
             global_batch=self._hello.global_batch,
             settings=self._hello.settings,
             take_over=self._hello.take_over,
+            keep=self._hello.keep,
         )
 
     def _claim(self, run_id: str, newest: int, checkpoint: CheckpointId | None) -> AttemptRecord | None:

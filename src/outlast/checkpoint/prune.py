@@ -38,7 +38,8 @@ class Whose:
         attempt: number and nonce of the attempt that prunes; None: no attempt is alive.
         known: checkpoints that it restored or verified, besides those that the attempt wrote.
         passed_over: checkpoints that were found damaged when a resume read them: they neither count nor go.
-        floor: the newest attempt that may still write: nothing of it, nor of those before it, is deleted.
+        floor: the newest superseded attempt that may still write: nothing of it, nor of those before it, is deleted.
+        perhaps_alive: the newest attempt, where it is not certain that it has ended: what it has not committed stays.
     """
 
     run_id: str
@@ -46,6 +47,7 @@ class Whose:
     known: frozenset[CheckpointId] = frozenset()
     passed_over: frozenset[CheckpointId] = frozenset()
     floor: int = 0
+    perhaps_alive: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Pruner:
             id
             for id in seen.loose  # noqa: A001
             if id.attempt > whose.floor
+            and id.attempt != whose.perhaps_alive
             and id not in leave
             and id not in seen.pins
             and sum(other > id for other in known) >= ALWAYS_NEWEST
@@ -177,6 +180,7 @@ class Pruner:
                 or key in needs
                 or owner in seen.flight.saves
                 or owner.attempt <= whose.floor
+                or (owner.attempt == whose.perhaps_alive and owner not in seen.whole)
                 or (torn is not None and owner <= torn)
             ):
                 continue

@@ -52,6 +52,8 @@ class Course:
     failures: list[str]
     notes: list[str] = field(default_factory=list)
     """What was planned and came too late."""
+    saved: list[on_store.Saved] = field(default_factory=list)
+    """Every checkpoint that was seen on the store; the run deletes old ones as it goes."""
 
 
 class Stalled(Exception):
@@ -92,6 +94,7 @@ class Director:
         self.show = show
         self.births: dict[int, float] = {}
         self.happened: list[Happened] = []
+        self.saved: set[on_store.Saved] = set()
         self.notes: list[str] = []
 
     def conduct(self, plan: list[Planned]) -> Course:
@@ -112,7 +115,16 @@ class Director:
         self._look()
         if plan and not self.happened and not failures:
             failures.append("the run ended before it could be interrupted: let it take more steps")
-        return Course(self.follower.lines, self.happened, self.births, exit_code, failures, self.notes)
+        self.saved.update(on_store.commits(self.store))
+        return Course(
+            self.follower.lines,
+            self.happened,
+            self.births,
+            exit_code,
+            failures,
+            self.notes,
+            sorted(self.saved),
+        )
 
     def _carry_out(self, plan: list[Planned]) -> None:
         for planned in plan:
@@ -129,6 +141,7 @@ class Director:
                 self.births[line.pid] = self.machine.born(line.pid) or self.machine.started
                 self.machine.notice_socket(line.pid)
         if new:
+            self.saved.update(on_store.commits(self.store))
             self.show(None, self.follower.step)
         return new
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -24,12 +25,13 @@ class Saved:
 
 
 def commits(store: Path) -> list[Saved]:
-    """Return the checkpoints that have a commit, oldest first."""
+    """Return the checkpoints that have a commit, oldest first. The run may delete old ones meanwhile."""
     found = []
-    for path in store.rglob("checkpoints/*/commit.json"):
+    for path in _commits(store):
         if (match := _CHECKPOINT.fullmatch(path.parent.name)) is not None:
             attempt, nonce, step, repeat = match.groups()
-            found.append(Saved(int(attempt), int(step), int(repeat or 0), nonce, path.stat().st_mtime))
+            with contextlib.suppress(FileNotFoundError):
+                found.append(Saved(int(attempt), int(step), int(repeat or 0), nonce, path.stat().st_mtime))
     return sorted(found)
 
 
@@ -70,3 +72,9 @@ def guarantees(store: Path) -> dict[int, str]:
             if event.get("kind") == "resume":
                 found[int(event["attempt"])] = str(event["guarantee"])
     return found
+
+
+def _commits(store: Path) -> list[Path]:
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # a folder that was deleted while it was listed
+            return list(store.rglob("checkpoints/*/commit.json"))
