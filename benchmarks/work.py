@@ -1,0 +1,116 @@
+"""The work that every peer is measured under: a GPT-like model, AdamW, all cores busy."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+NO_GUARD: AbstractContextManager[Any] = nullcontext()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the model and of a batch: `batch` x `context` tokens decide how long a step takes."""
+
+    layers: int = 12
+    width: int = 768
+    vocab: int = 42_880
+    context: int = 64
+    batch: int = 2
+
+
+ISSUE = Shape()
+"""151 million parameters: 1.81 GB of state with AdamW's two moments."""
+SMALL = Shape(layers=4, width=256, vocab=8_192, context=64, batch=2)
+"""7 million parameters, to try the scripts out."""
+LARGE = Shape(layers=24, width=1536, vocab=50_304, context=512, batch=8)
+"""834 million parameters: 10 GB of state, for a GPU."""
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // 64
+        self.before = nn.LayerNorm(width)
+        self.between = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.before(x)).chunk(3, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(F.gelu(self.up(self.between(x))))
+
+
+class Gpt(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(shape.vocab, shape.width)
+        self.places = nn.Embedding(shape.context, shape.width)
+        self.blocks = nn.Sequential(*(Block(shape.width) for _ in range(shape.layers)))
+        self.last = nn.LayerNorm(shape.width)
+        self.head = nn.Linear(shape.width, shape.vocab, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.head(self.last(self.blocks(self.tokens(tokens) + self.places(places))))
+
+
+class Work:
+    """A training loop's body.
+
+    Attributes:
+        model, optimizer: what is saved.
+        state_bytes: of the model and the optimizer.
+    """
+
+    def __init__(self, shape: Shape, device: str = "cpu") -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
+        torch.manual_seed(0)
+        self.device = device
+        self.shape = shape
+        self.model = Gpt(shape).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.step()
+        self.state_bytes = sum(t.nbytes for t in tensors(self.state()))
+
+    def step(self, guard: AbstractContextManager[Any] = NO_GUARD) -> None:
+        """Take one training step on random tokens; `guard` is held while the weights change."""
+        tokens = torch.randint(self.shape.vocab, (self.shape.batch, self.shape.context + 1))
+        tokens = tokens.to(self.device)
+        logits = self.model(tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        with guard:
+            self.optimizer.step()
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+
+    def state(self) -> dict[str, Any]:
+        """What a script without Outlast hands to a saver: the live tensors."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for each in value.values() for t in tensors(each)]
+    if isinstance(value, (list, tuple)):
+        return [t for each in value for t in tensors(each)]
+    return []
