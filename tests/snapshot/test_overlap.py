@@ -5,7 +5,6 @@ Here the copier is as late as a GPU can be: it copies when a step is about to ru
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from torch import nn, optim
 
 import planted
+from late import LateCopier
 from outlast._types import Reason
 from outlast.agent.protocol import Snapshot
 from outlast.snapshot import stager
@@ -23,44 +23,6 @@ from outlast.state.table import TensorTable
 from outlast.trainer import overlapping
 from outlast.trainer.overlapping import Overlapping
 from staging import bits
-
-DEADLINE_S = 60
-
-
-class Late:
-    """Copies that wait until something lets them happen."""
-
-    def __init__(self, moves):
-        self.moves = moves
-        self.done = threading.Event()
-        self.held_back = 0
-
-    def copy(self):
-        if not self.done.is_set():
-            for move in self.moves:
-                move.target.copy_(move.source)
-            self.done.set()
-
-    def hold_back(self):
-        self.held_back += 1
-        self.copy()
-
-    def wait(self):
-        assert self.done.wait(DEADLINE_S)
-
-
-class LateCopier:
-    """Takes CPU tensors, and is late."""
-
-    def __init__(self):
-        self.copies = []
-
-    def takes(self, tensor):
-        return tensor.device.type == "cpu"
-
-    def begin(self, moves):
-        self.copies.append(Late(moves))
-        return self.copies[-1]
 
 
 @dataclass

@@ -297,6 +297,20 @@ def test_a_compiled_step_is_seen(how, kind):
     torch._dynamo.reset()
 
 
+def test_a_step_that_a_cuda_graph_captured_is_not_observed(monkeypatch):
+    """Its replays call no hooks: from then on every boundary counts as its step, and that is said."""
+    states = linear()
+    watch = StepWatch(states)
+    backward(states["model"])
+    with monkeypatch.context() as capture:
+        capture.setattr(torch.cuda, "is_initialized", lambda: True)
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        states["opt"].step()
+    watch.mark()
+    assert watch.stepped() and not watch.can_hold()
+    assert "cannot be observed" in watch.notes[0]
+
+
 class Traceable(optim.Optimizer):
     """An optimizer that compiles as one whole graph, with the hooks around its step."""
 

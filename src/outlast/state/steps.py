@@ -29,8 +29,8 @@ _HOOKED_STEPS = frozenset(
 class StepWatch:
     """Tell at each boundary whether an optimizer stepped since the last mark.
 
-    An optimizer is observed through its step hook. One that has none (another class, or a step that was replaced or
-    unwrapped) is unobservable: every boundary counts as its step, and all its gradients are pending, which is always
+    An optimizer is observed through its step hook. One that has none (another class, a step that was replaced,
+    unwrapped or captured in a CUDA graph) is unobservable: every boundary counts as its step, and all its gradients are pending, which is always
     a consistent state. So it is where no optimizer was handed in at all.
 
     Attributes:
@@ -68,10 +68,10 @@ class StepWatch:
     def can_hold(self) -> bool:
         """Whether each step of each optimizer, as it would run now, calls `before_step` first.
 
-        Not one that is compiled or captured: it runs without its hooks.
+        Not one that is compiled: it runs without what the hook does.
         """
         return bool(self._optimizers) and all(
-            watched.observable() and not watched.hookless for watched in self._optimizers
+            watched.observable() and not watched.compiled for watched in self._optimizers
         )
 
     def stepped(self) -> bool:
@@ -146,7 +146,7 @@ class _Watched:
         self.name = name
         self.optimizer = optimizer
         self.stepped = False
-        self.hookless = False
+        self.compiled = self.captured = False
         self.after_step: list[tuple[Any, TensorWeakRef, float]] | None = None
         self._watch = watch
         self._sample: tuple[Any, TensorWeakRef] | None = None
@@ -161,14 +161,17 @@ class _Watched:
             self.optimizer.register_step_pre_hook(self._before_step)
 
     def observable(self) -> bool:
-        """Whether the step that would run now calls the hook; looked up again when it was replaced."""
+        """Whether the step that would run now calls the hook; looked up again when it was replaced.
+
+        One that a CUDA graph has captured is replayed without it.
+        """
         step = (type(self.optimizer).step, vars(self.optimizer).get("step"))
         if step[0] is not self._step[0] or step[1] is not self._step[1]:
             self._step = step
             self._observable = _has_hooks(self.optimizer) and _calls_hooks(
                 step[0] if step[1] is None else step[1]
             )
-        return self._observable
+        return self._observable and not self.captured
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for group in self.optimizer.param_groups:
@@ -188,10 +191,8 @@ class _Watched:
 
     def _before_step(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
-            self.hookless = True  # what is compiled now runs without what the hook does
+            self.compiled = True  # what is compiled now runs without what follows
             return
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]  # torch has no annotation there
-            self.hookless = True  # and so is what is captured now replayed
         watch = self._watch()
         if watch is not None and watch.before_step is not None:
             watch.before_step()
@@ -200,6 +201,8 @@ class _Watched:
         self.stepped = True
         if torch.compiler.is_compiling():
             return  # a compiled step must not break its graph over what follows
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]  # torch has no annotation there
+            self.captured = True
         self._watch_drops()
         watch = self._watch()
         if watch is not None and watch.due:
