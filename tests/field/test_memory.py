@@ -18,6 +18,13 @@ STATE_BYTES = 4 * 3000**2
 SMALL_BYTES = 8 << 20
 """What is no copy of the state: buffers of the store, the interpreter's own."""
 
+LARGE_BYTES = 4 * 10_000**2
+"""A state that is larger than all that a restore may take."""
+RESTORE_BYTES = 256 << 20
+"""What a restore may take, in each of the two processes; most of it are pages that they share."""
+AGENT_BYTES = 64 << 20
+"""An agent that holds nothing: the interpreter and the store's client."""
+
 WIDE = """
 import json, os, sys, time
 import torch
@@ -86,6 +93,65 @@ def test_staging_doubled_host_memory(lab, zero_grad):
     lab.open(5)
     assert script.wait() == 0, lab.said()
     eventually("its memory is given back", lambda: not Path(f"/proc/{agent}").exists())
+
+
+LARGE = """
+import json, os, sys, time
+import torch
+import outlast
+
+attempt = sys.argv[1]
+record = os.open(os.environ["T_LAB"] + "/record", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def come_to(place, **fields):
+    place = f"{place}-{attempt}"
+    os.write(record, (json.dumps({"kind": "at", "pid": os.getpid(), "place": place, **fields}) + "\\n").encode())
+    while not os.path.exists(os.environ["T_LAB"] + f"/open-{place}"):
+        time.sleep(0.01)
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.small = torch.nn.Linear(2, 2)
+        self.large = torch.nn.Parameter(torch.empty(10_000, 10_000).fill_(float(attempt)), requires_grad=False)
+
+model = Model()
+optimizer = torch.optim.SGD(model.small.parameters(), lr=0.1)
+come_to("made")
+run = outlast.Run("run", model=model, optimizer=optimizer)
+come_to("ready", found=[float(model.large.min()), float(model.large.max())])
+for step in run.steps(2):
+    model.small(torch.randn(1, 2)).mean().backward()
+    optimizer.step()
+    if step == 1:
+        come_to("trained")
+"""
+
+
+def test_restoring_doubled_host_memory(lab):
+    """staging doubled host memory: nor is there a second copy of the state, in either process, while it is restored."""
+    first = lab.source(LARGE, "1", OUTLAST_SAVE_EVERY="1 steps")
+    for place in ("made-1", "ready-1"):
+        lab.open(place)
+    lab.at("trained-1")
+    lab.committed(1)
+    first.kill()
+    first.wait()
+    lab.nothing_left()
+
+    script = lab.source(LARGE, "2")
+    lab.at("made-2")
+    was = status(script.pid)
+    Path(f"/proc/{script.pid}/clear_refs").write_text("5")  # the peak counts from here
+    lab.open("made-2")
+    lab.at("ready-2")
+    (ready,) = (r for r in lab.of("at") if r["place"] == "ready-2")
+    assert ready["found"] == [1.0, 1.0]
+    assert status(script.pid)["VmHWM"] <= was["VmRSS"] + RESTORE_BYTES < was["VmRSS"] + LARGE_BYTES
+    assert status(agent_of(script.pid))["VmHWM"] <= AGENT_BYTES + RESTORE_BYTES < LARGE_BYTES
+    for place in ("ready-2", "trained-2"):
+        lab.open(place)
+    assert script.wait() == 0, lab.said()
 
 
 def test_buffers_leaked_a_little_with_every_save(trainer):
