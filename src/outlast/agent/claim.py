@@ -6,7 +6,7 @@ import secrets
 import string
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from outlast._errors import ObjectMissing, OutlastError, RunAlive
@@ -49,7 +49,7 @@ class Claimant:
     global_batch: int | None
     settings: dict[str, Json]
     take_over: bool
-    keep: Keep = Keep()
+    keep: Keep = field(default_factory=Keep)
 
 
 def claim(

@@ -4,8 +4,8 @@ Three rules make it so. A commit goes before its manifests, so that what has a c
 only when no manifest refers to it, with a commit or without, so that whatever has all of its records has all of its bytes,
 and a set that is left without a commit may be committed again. And nothing goes that a save in flight needs.
 
-A segment waits after the last checkpoint that referred to it: until one more is durable, or `TRASH_S`. Somebody may be
-reading that checkpoint.
+A segment waits from when nothing refers to it until one more checkpoint is durable, or `TRASH_S`: somebody may be reading what
+referred to it. What cut saves left waits too, so that an attempt deletes nothing before it has saved something itself.
 """
 
 from __future__ import annotations
@@ -149,11 +149,8 @@ class Pruner:
         ]
         unneeded: dict[str, _Unneeded] = {}
 
-        def is_due(key: str, *, waits: bool) -> bool:
-            first = self._unneeded.get(key)
-            if first is None and not waits:
-                return True
-            unneeded[key] = first = first or _Unneeded(now_s, newest)
+        def is_due(key: str) -> bool:
+            unneeded[key] = first = self._unneeded.get(key) or _Unneeded(now_s, newest)
             pushed = newest is not None and (first.newest is None or newest > first.newest)
             return at_once or pushed or now_s - first.since_s >= TRASH_S
 
@@ -165,13 +162,10 @@ class Pruner:
             and id not in leave
             and id not in seen.pins
             and sum(other > id for other in known) >= ALWAYS_NEWEST
-            and is_due(id.name, waits=whose.attempt == (id.attempt, id.nonce))
+            and is_due(id.name)
         ]
         needs = self._needed(seen, {*gone, *unfinished})
         torn = max(({*seen.damaged, *_torn(seen)} - {*gone, *unfinished}), default=None)
-        pushed_out = frozenset[str]().union(
-            *(seen.whole[id].segments for id in gone if id in seen.whole)  # noqa: A001
-        )
         now, later = dict[str, int](), dict[str, int]()
         for key, size_bytes in seen.segments.items():
             owner = owner_of(key)
@@ -184,8 +178,7 @@ class Pruner:
                 or (torn is not None and owner <= torn)
             ):
                 continue
-            waits = key in pushed_out or whose.attempt == (owner.attempt, owner.nonce)
-            (now if is_due(key, waits=waits) else later)[key] = size_bytes
+            (now if is_due(key) else later)[key] = size_bytes
         self._unneeded = unneeded
         return Plan(tuple(gone), tuple(unfinished), now, later)
 

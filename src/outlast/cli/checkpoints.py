@@ -1,4 +1,4 @@
-"""`outlast checkpoints`: list a run's checkpoints, and check every byte of them."""
+"""`outlast checkpoints`: list a run's checkpoints, check every byte of them, keep some and delete others."""
 
 from __future__ import annotations
 
@@ -6,29 +6,34 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
+import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import track
 
 from outlast._errors import FormatTooNew, ObjectDamaged, ObjectMissing
 from outlast._types import Json
-from outlast.checkpoint import catalog
+from outlast.checkpoint import catalog, pins
+from outlast.checkpoint.holdings import owner_of
 from outlast.checkpoint.manifest import CheckpointId
 from outlast.cli._place import checkpoint_named, open_run
 from outlast.cli._show import ago, clock, console, print_json, size, table, text
 from outlast.cli.export import export
+from outlast.cli.prune import pin, prune
 from outlast.store.base import Store
 
 LOADS = 8
 """Checkpoints whose records are read at once; the store's latency is what counts."""
 
-HELP = """List a run's checkpoints, and check every byte of them.
+HELP = """List a run's checkpoints, check every byte of them, take them out, keep some and delete others.
 
 Example: outlast checkpoints list gpt-small
 """
 
 app = App(name="checkpoints", help=HELP)
 app.command(export)
+app.command(pin)
+app.command(prune)
 
 
 @app.command(name="list")
@@ -42,10 +47,15 @@ def list_(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False)
         json: Print JSON.
     """
     store, record = open_run(run)
+    by_hand = pins.pinned(store)
     with ThreadPoolExecutor(LOADS, "outlast-list") as pool:
-        rows = list(pool.map(lambda checkpoint: _row(store, checkpoint), catalog.committed(store)))
+        found = catalog.committed(store)
+        rows = list(pool.map(lambda checkpoint: _row(store, checkpoint, checkpoint in by_hand), found))
+    on_store = sum(info.size_bytes for info in store.list())
     if json:
-        print_json({"run_id": record.run_id, "url": store.url, "checkpoints": rows})
+        print_json(
+            {"run_id": record.run_id, "url": store.url, "bytes_on_store": on_store, "checkpoints": rows}
+        )
         return
     out = console()
     if not rows:
@@ -57,6 +67,8 @@ def list_(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False)
             shown.add_row(text(row["checkpoint"]), str(row["step"]), "", "", "", text("damaged", "red"))
             continue
         notes = [name for name in ("pinned", "finished") if row[name]]
+        if row["best"]:
+            notes.append("best")
         if row["world_size"] > 1:
             notes.append(f"{row['world_size']} ranks")
         shown.add_row(
@@ -71,9 +83,11 @@ def list_(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False)
     for row in rows:
         if row["fault"] is not None:
             out.print(text(f"\n{row['checkpoint']}: {row['fault']}", "red"))
+    shared = sum(row["bytes_shared"] or 0 for row in rows)
+    out.print(text(f"\nOn the store: {size(on_store)}; {size(shared)} are shared with older checkpoints."))
     whole = next((row for row in rows if row["fault"] is None), None)
     if whole is not None:
-        out.print(text(f"\nNewest: step {whole['step']}, saved {ago(whole['saved_utc'])}."))
+        out.print(text(f"Newest: step {whole['step']}, saved {ago(whole['saved_utc'])}."))
 
 
 @app.command
@@ -115,8 +129,11 @@ def verify(
         sys.exit(1)
 
 
-def _row(store: Store, checkpoint: CheckpointId) -> dict[str, Json]:
-    """What `list` says about one checkpoint; the same fields whether it can be read or not."""
+def _row(store: Store, checkpoint: CheckpointId, pinned_by_hand: bool) -> dict[str, Json]:
+    """What `list` says about one checkpoint; the same fields whether it can be read or not.
+
+    `bytes_shared` lie in segments that earlier saves wrote; `best` is the metric that was the best so far with it.
+    """
     row: dict[str, Json] = {
         "checkpoint": checkpoint.name,
         "attempt": checkpoint.attempt,
@@ -124,9 +141,11 @@ def _row(store: Store, checkpoint: CheckpointId) -> dict[str, Json]:
         "saved_utc": None,
         "reason": None,
         "bytes": None,
+        "bytes_shared": None,
         "world_size": None,
-        "pinned": None,
+        "pinned": pinned_by_hand,
         "finished": None,
+        "best": None,
         "fault": None,
     }
     try:
@@ -135,11 +154,15 @@ def _row(store: Store, checkpoint: CheckpointId) -> dict[str, Json]:
     except (ObjectMissing, ObjectDamaged, FormatTooNew) as error:
         return row | {"fault": str(error)}
     head = loaded.commit
+    chunks = [chunk for record in records for held in record.slices for chunk in held.chunks]
+    best = next((manifest.best for manifest in loaded.manifests if manifest.best is not None), None)
     return row | {
         "saved_utc": max(manifest.saved_utc for manifest in loaded.manifests),
         "reason": head.reason.value,
-        "bytes": sum(c.nbytes for record in records for held in record.slices for c in held.chunks),
+        "bytes": sum(chunk.nbytes for chunk in chunks),
+        "bytes_shared": sum(chunk.nbytes for chunk in chunks if owner_of(chunk.segment) != checkpoint),
         "world_size": head.world_size,
-        "pinned": head.pinned,
+        "pinned": head.pinned or pinned_by_hand,
         "finished": head.finished,
+        "best": msgspec.to_builtins(best),
     }
