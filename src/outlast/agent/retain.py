@@ -20,6 +20,9 @@ from outlast.checkpoint.manifest import AttemptRecord, CheckpointId, Manifest, p
 from outlast.checkpoint.prune import Plan, Pruner, Whose
 from outlast.store.base import Store
 
+RETRY_S = 60.0
+"""Shortest wait between two rounds without a commit between them."""
+
 
 class Retention:
     """Keeps what `Keep` asks for and deletes the rest, a round after each commit.
@@ -87,14 +90,12 @@ class Retention:
                 if self._stop_at_s is not None and not self._is_due:
                     return
                 self._is_due = False
-            if not self._may_go_on():
-                return
             self._prune(at_once=False)
 
     def _wait_s(self) -> float:
-        """Until something that waits may go."""
+        """Until something that waits may go, or a round that failed is tried again."""
         waiting_s = self._pruner.next_s(time.monotonic())
-        return MAY_WRITE_S if waiting_s is None else min(waiting_s, MAY_WRITE_S)
+        return MAY_WRITE_S if waiting_s is None else min(max(waiting_s, RETRY_S), MAY_WRITE_S)
 
     def _may_go_on(self) -> bool:
         """Asked before each delete: only the newest attempt deletes."""
@@ -106,6 +107,8 @@ class Retention:
         """One round; None where it failed. What is left goes in the next."""
         try:
             with self._round:
+                if not self._may_go_on():
+                    return None
                 plan = self._pruner.prune(
                     self._known(),
                     in_flight=self._in_flight,
