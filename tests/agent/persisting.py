@@ -46,7 +46,7 @@ class Saver:
     """
 
     def __init__(
-        self, store, record: AttemptRecord | None = None, *, full: FullEvery = FULL_EVERY, make_room=lambda: False
+        self, store, record: AttemptRecord | None = None, *, full: FullEvery = FULL_EVERY, make_room=lambda: False, damaged=()
     ) -> None:  # fmt: skip
         self.record = record or attempt_record()
         store.create(attempt_key(self.record.attempt), seal(self.record))
@@ -68,7 +68,7 @@ class Saver:
         events = Ledger(EventLog(store, self.record.attempt, self.record.nonce, 0), lambda _: None)
         self.events = events
         self.persister = Persister(
-            store, self.record, hooks, rank=0, events=events, page=self.page, full=full
+            store, self.record, hooks, rank=0, events=events, page=self.page, full=full, damaged=damaged
         )
 
     def take(

@@ -120,6 +120,17 @@ def test_a_new_agent_goes_on_where_the_killed_one_was(saver):
     assert resume(store)[1] == state
 
 
+def test_a_new_agent_refers_to_nothing_that_another_one_restored(saver):
+    """What the killed one found damaged on the store, and took from the trainer, is known to nobody: it is written anew."""
+    store, state = MemoryStore(), state_of(1, SIZES)
+    name = saver(store).save(1, state)
+    second = saver(store, attempt_record(2, "bbbb", resumed_from=name), damaged=None)
+    saved = second.answer(second.submit(2, state, uncopied=["base"], base=name))
+    assert (saved.checkpoint, saved.retake) == (None, True)
+    name = second.save(3, state)
+    assert manifest(store, name)["saves_since_full"] == 0
+
+
 @pytest.mark.parametrize("base", [None, "00001-aaaa-000000000009", "no name"])
 def test_what_was_not_copied_and_cannot_be_found_is_taken_again(saver, base):
     """An agent that cannot tell where the bytes are asks for a whole snapshot, and saves that."""

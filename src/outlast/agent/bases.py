@@ -42,11 +42,12 @@ class Bases:
         store: the run's store.
         record: the attempt's.
         full: when a save in full is due.
-        damaged: chunks that a restore found damaged: they are never referred to.
+        damaged: chunks that a restore found damaged: they are never referred to. None: another agent of this attempt
+            did the restore, and what it found is not known; then only what the attempt itself wrote is referred to.
     """
 
     def __init__(
-        self, store: Store, record: AttemptRecord, full: FullEvery, damaged: Collection[Chunk] = ()
+        self, store: Store, record: AttemptRecord, full: FullEvery, damaged: Collection[Chunk] | None
     ) -> None:
         self._store = store
         self._record = record
@@ -73,14 +74,9 @@ class Bases:
 
         A store that fails, or a checkpoint that is not whole, leaves it without: the first save is written in full.
         """
-        record = self._record
         try:
-            ours = (
-                id.name
-                for id in catalog.committed(self._store)  # noqa: A001
-                if (id.attempt, id.nonce) == (record.attempt, record.nonce)
-            )
-            name = next(ours, record.resumed_from)
+            ours = (id.name for id in catalog.committed(self._store) if self._is_ours(id))  # noqa: A001
+            name = next(ours, self._record.resumed_from)
             if name is not None:
                 self._load(name)
         except OutlastError:
@@ -107,9 +103,12 @@ class Bases:
 
     def _load(self, name: str) -> None:
         id = parse_checkpoint_name(name)  # noqa: A001
-        if id is None:
+        if id is None or (self._damaged is None and not self._is_ours(id)):
             return
         loaded = catalog.load(self._store, id)
         catalog.tensors(loaded)
         # Behind the newest one of this attempt, which tells when the next save in full is due.
-        self._bases = (*self._bases[:1], base_of(id, loaded.manifests, self._damaged))
+        self._bases = (*self._bases[:1], base_of(id, loaded.manifests, self._damaged or ()))
+
+    def _is_ours(self, id: CheckpointId) -> bool:  # noqa: A002 - the field's name
+        return (id.attempt, id.nonce) == (self._record.attempt, self._record.nonce)

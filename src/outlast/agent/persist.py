@@ -77,7 +77,7 @@ class Persister:
         page: ControlPage,
         best: Best | None = None,
         full: FullEvery = FULL_EVERY,
-        damaged: Collection[Chunk] = (),
+        damaged: Collection[Chunk] | None = (),
     ) -> None:
         self._store = store
         self._record = record

@@ -255,9 +255,11 @@ class Session:
             if self._outlived is not None:
                 self._outlived.arena.close()
                 self._outlived = None
-        self._start(hello, store, record, opening.damaged)
+        self._start(hello, store, record, None if hello.rejoin else opening.damaged)
 
-    def _start(self, hello: Hello, store: Store, record: AttemptRecord, damaged: frozenset[Chunk]) -> None:
+    def _start(
+        self, hello: Hello, store: Store, record: AttemptRecord, damaged: frozenset[Chunk] | None
+    ) -> None:
         page = ControlPage.create()
         events = Ledger(EventLog(store, record.attempt, record.nonce, hello.rank), self._events_kept)
         retention = Retention(store, record, hello.keep, say=self._say, note=self._record)

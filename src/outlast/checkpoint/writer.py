@@ -7,9 +7,10 @@ manifests. A crash anywhere leaves objects that nothing refers to, never half a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 
@@ -130,7 +131,8 @@ def write_rank(
     chunks: list[list[Chunk]] = [[] for _ in placed]
     referenced = 0
     try:
-        digests = hashing.map(lambda piece: _digest(piece, placed, arena), pieces)
+        batches = hashing.map(lambda batch: [_digest(p, placed, arena) for p in batch], _in_batches(pieces))
+        digests = chain.from_iterable(batches)
         earlier = _earlier(store, header)
         for piece, value in zip(pieces, digests, strict=True):
             chunk = find(bases, (value, piece.nbytes))
@@ -217,6 +219,19 @@ def commit(store: Store, id: CheckpointId, run_id: str, world_size: int) -> bool
     )
     store.put(id.commit_key, seal(record))
     return True
+
+
+def _in_batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Put small chunks together, so that a thread is not woken for a kilobyte."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if batch and size + piece.nbytes > CHUNK_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += piece.nbytes
+    yield batch
 
 
 def _digest(piece: Piece, placed: Sequence[Placed], arena: memoryview) -> str:
