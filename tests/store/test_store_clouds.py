@@ -18,7 +18,7 @@ MIB = 1 << 20
 FOR_EVER = 10_000
 SHORT = Patience(total_s=0.6)
 LONG = Patience(total_s=60)
-LARGE = bytes(17 * MIB)
+LARGE = bytes(9 * MIB)
 
 CALLS = {
     "create": lambda store: store.create("new/1", b"x"),

@@ -28,7 +28,7 @@ SHORT = Patience(total_s=0.6)
 LONG = Patience(total_s=60)
 KEY = "a/1.bin"
 SMALL = b"0123456789"
-LARGE = random.Random(1).randbytes(17 * MIB)
+LARGE = random.Random(1).randbytes(9 * MIB)
 """More than one part of an upload and one range of a download."""
 
 CALLS = {
@@ -292,7 +292,7 @@ def test_an_upload_needs_no_copy_of_the_object(rclone, env, prefix):
         "arena = memoryview(mmap.mmap(-1, size))\n"
         "for at in range(0, size, 4096): arena[at] = at >> 12 & 255\n"
         "store = open_store(sys.argv[1])\n"
-        "store.write('warm/up.bin', [arena[: 17 << 20]])\n"
+        "store.write('warm/up.bin', [arena[: 9 << 20]])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "store.write('segments/x.bin', [arena[at : at + (16 << 20)] for at in range(0, size, 16 << 20)])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

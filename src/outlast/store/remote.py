@@ -19,7 +19,7 @@ from outlast.store._faults import status_of
 from outlast.store._keys import check_key, folder_of, is_key
 from outlast.store.base import ObjectInfo
 
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 8 << 20
 """One part of an upload and one range of a download: AWS advises 8-16 MB per request (S3 performance guidelines)."""
 _IN_FLIGHT = 8
 """Requests at once for one object; a connection to S3 carries some 85-90 MB/s (the same guidelines)."""
