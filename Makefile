@@ -3,6 +3,7 @@
 #   make drill    train the bundled example, interrupt it again and again, prove that nothing was lost
 #   make test     all tests
 #   make check    lint, types and all tests
+#   make test-gpu the tests that need a CUDA device; each is skipped by name without one
 #   make soak     hundreds of random schedules of interruptions (half an hour)
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c \
@@ -11,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/ready
 AZURITE := .venv/node_modules/.bin/azurite-blob
 
-.PHONY: drill drill-scripts test lint types check
+.PHONY: drill drill-scripts test test-gpu lint types check
 .DELETE_ON_ERROR:
 
 drill: $(READY)
@@ -24,6 +25,10 @@ drill-scripts: $(READY)
 # Two processes: the tests start servers and trainers of their own, and hold times on a two-core machine.
 test: $(READY) $(AZURITE)
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# One process: the tests share one device. The torch that pip takes from PyPI is built for CUDA.
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu -v
 
 lint: $(READY)
 	$(BIN)/ruff check

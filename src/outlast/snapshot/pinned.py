@@ -30,6 +30,13 @@ class DeviceCopier:
         """Whether it lies on a CUDA device."""
         return tensor.device.type == "cuda"
 
+    def stream(self, device: torch.device) -> torch.cuda.Stream:
+        """Return the stream of a device's copies."""
+        stream = self._streams.get(device)
+        if stream is None:
+            stream = self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no annotation there
+        return stream
+
     def begin(self, moves: Sequence[Move]) -> DeviceCopying:
         """Begin to copy, after all that is queued on each device's current stream.
 
@@ -41,9 +48,7 @@ class DeviceCopier:
         for move in moves:
             by_device.setdefault(move.source.device, []).append(move)
         for device, of_device in by_device.items():
-            stream = self._streams.get(device)
-            if stream is None:
-                stream = self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no annotation there
+            stream = self.stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.no_grad(), torch.cuda.stream(stream):
                 for move in of_device:
