@@ -28,7 +28,7 @@ class Store(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it is, without credentials: `file:///...` or `s3://bucket/prefix`."""
+        """Where it is, without credentials: `file:///...` or `s3://bucket/prefix` (`gs://`, `az://`)."""
 
     @property
     def is_local_disk(self) -> bool:
