@@ -41,7 +41,7 @@ def steps_on(root, file):
     found = []
     for path in root.glob(f"checkpoints/*/{file}"):
         attempt, _, step = path.parent.name.split("-")[:3]
-        found.append((int(attempt), int(step)))
+        found.append((int(attempt), int(step.partition("+")[0])))
     return sorted(found)
 
 
