@@ -93,7 +93,7 @@ def test_days_of_training_are_told_from_a_few_parts(run):
     assert [w["message"] for w in found["warnings"]] == ["open"]
     assert found["metrics"]["step"] == 7009
     assert [a["outcome"] for a in found["attempts"]] == [None, None, "preempted", "preempted", None]
-    assert "last save durable in 1.5 s, 2.0 GiB of state, 1.0 MiB copied, 3.0 MiB written" in run.text()
+    assert "last save durable in 1.5 s; 3.0 MiB written, 1.0 MiB copied of 2.0 GiB" in run.text()
 
 
 def test_it_looks_back_as_far_as_the_last_save(run):
@@ -125,6 +125,15 @@ def test_metrics_of_the_newest_checkpoint_are_found_wherever_they_are(run):
     run.attempt(2)
     run.put(2, ("resume", 100, {"guarantee": "bit-exact"}))
     assert run.status()[0]["metrics"]["step"] == 100
+
+
+def test_what_was_deleted_last_is_said(run):
+    """How many checkpoints, how much, and when."""
+    run.attempt(1)
+    run.put(1, ("deleted", 9, {"checkpoints": ["a"], "bytes": 7}))
+    run.put(1, ("deleted", 9, {"checkpoints": ["b", "c"], "bytes": 3 << 20}))
+    assert run.status()[0]["deleted"]["checkpoints"] == ["b", "c"]
+    assert "deleted 2 checkpoints, 3.0 MiB, " in run.text()
 
 
 def test_a_store_that_fails_is_said_until_it_is_back(run):

@@ -6,7 +6,7 @@ record has `kind`, `utc`, `attempt` and `step`:
     attempt    claimed               resume      checkpoint, guarantee, why   save     checkpoint, reason, seconds, bytes...
     notice     source, deadline_utc  warning     cause, message               metrics  values: {name: number}
     store-lost error                 store-back  seconds                      alive    agent: ProcessId
-    end        outcome
+    end        outcome               deleted     checkpoints, bytes
 
 Floats that JSON does not know are written as `{"$float": "nan"}`, so that a loss of NaN reads back as one.
 """

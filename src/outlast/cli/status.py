@@ -65,6 +65,7 @@ def _gather(store: Store) -> dict[str, Json]:
         "resume": _last(events, "resume"),
         "save": _last(newest, "save"),
         "store_lost": _store_lost(newest),
+        "deleted": _last(newest, "deleted"),
         "notice": _last_notice(events),
         "warnings": _open_warnings(newest),
         "metrics": metrics[-1] if metrics else None,
@@ -180,7 +181,7 @@ def _show(found: dict[str, Json]) -> None:
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     durable, resume, notice, metrics = (found[name] for name in ("durable", "resume", "notice", "metrics"))
-    save, lost = found["save"], found["store_lost"]
+    save, lost, deleted = (found[name] for name in ("save", "store_lost", "deleted"))
     facts = [
         ("run", f"{found['run_id']} at {found['url']}"),
         ("finished", "yes" if found["finished"] else "no"),
@@ -197,6 +198,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(
             ("not durable", f"the store fails, since {ago(str(lost.get('utc')))}: {lost.get('error')}")
         )
+    if deleted is not None:
+        facts.append(("deleted", _deletion(deleted)))
     if resume is not None:
         guarantee, why = str(resume.get("guarantee")), str(resume.get("why", ""))
         promise = why if why.startswith(guarantee) else f"{guarantee}, {why}".rstrip(", ")
@@ -218,9 +221,16 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _cost(save: dict[str, Json]) -> str:
     """What the last save took: time until it was durable, and bytes that were copied and written."""
+    said = f"durable in {save.get('seconds')} s"
     held, copied, written = (save.get(name) for name in ("bytes", "bytes_copied", "bytes_written"))
-    parts = [f"durable in {save.get('seconds')} s"]
-    parts += [f"{size(held)} of state"] if isinstance(held, int) else []
-    parts += [f"{size(copied)} copied"] if isinstance(copied, int) else []
-    parts += [f"{size(written)} written"] if isinstance(written, int) else []
-    return ", ".join(parts)
+    if isinstance(held, int) and isinstance(copied, int) and isinstance(written, int):
+        said += f"; {size(written)} written, {size(copied)} copied of {size(held)}"
+    return said
+
+
+def _deletion(deleted: dict[str, Json]) -> str:
+    """What retention deleted last."""
+    names, nbytes = deleted.get("checkpoints"), deleted.get("bytes")
+    count = len(names) if isinstance(names, list) else 0
+    freed = size(nbytes) if isinstance(nbytes, int) else "?"
+    return f"{count} checkpoint{'s' if count != 1 else ''}, {freed}, {ago(str(deleted.get('utc')))}"
