@@ -72,13 +72,13 @@ class Trainer:
             batches = plan(offer.tensors, SLOT_BYTES)
             ring = Arena.create(SLOT_BYTES)
 
-            def copy(filled, lent, ring=ring, batches=batches, state=state):
+            def copy(filled, lent, answer, ring=ring, batches=batches, state=state):
                 for index, part in enumerate(batches[filled.batch]):
                     source, at = (
                         (ring, filled.at + part.at) if filled.lent is None else (lent, filled.lent[index])
                     )
                     state[part.start : part.stop] = source.view[at : at + part.nbytes]
-                return Taken(batch=filled.batch, refused=tuple(lack.fault for lack in filled.lacks))
+                answer(Taken(batch=filled.batch, refused=tuple(lack.fault for lack in filled.lacks)))
 
             older = self.link.accept(batches, ring, SLOT_BYTES, copy)
             ring.close()

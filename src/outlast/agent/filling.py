@@ -93,11 +93,15 @@ class Filling:
                 self.damaged |= lacking
             self._changed.notify_all()
 
-    def stop(self) -> None:
-        """Begin no more batches, and wait for what is under way: it writes to the ring."""
+    def end(self) -> None:
+        """Begin no more batches."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Begin no more batches, and wait for what is under way: it writes to the ring."""
+        self.end()
         for thread in self._threads:
             thread.join()
 

@@ -5,10 +5,7 @@ No torch here: tensors are copied into arenas by `snapshot/stager.py`, this move
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +13,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from outlast import _errors
-from outlast._errors import AgentLost, OutlastError, StoreUnavailable
+from outlast._errors import AgentLost, OutlastError
 from outlast._say import say
 from outlast._types import Reason
+from outlast.agent.connecting import connect, refusal, start_agent
 from outlast.agent.control import ControlPage, Phase, Stop, Word
 from outlast.agent.protocol import (
     Accept,
@@ -43,7 +40,8 @@ from outlast.agent.protocol import (
     Taken,
     Welcome,
 )
-from outlast.agent.wire import Closed, Wire, peer_is_me
+from outlast.agent.refilling import Refilling
+from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.plan import Part
 from outlast.snapshot.arena import Arena
 
@@ -58,8 +56,8 @@ _ANSWERS_KEPT = 16
 """Answers that somebody may still ask for; at most two snapshots are under way at a time."""
 
 
-Copy: TypeAlias = Callable[[Filled, Arena | None], Taken]
-"""Copies a batch to where it belongs; gets the arena that the agent lends, if it does."""
+Copy: TypeAlias = Callable[[Filled, Arena | None, Callable[[Taken], None]], None]
+"""Begins to copy a batch to where it belongs; gets the arena that the agent lends, if it does, and whom to tell the end."""
 
 
 class Link:
@@ -77,7 +75,7 @@ class Link:
         self._hello = hello
         self._wire: Wire | None
         self._own_agent: subprocess.Popen[bytes] | None
-        self._wire, self._own_agent = _connect()
+        self._wire, self._own_agent = connect()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._arenas: dict[int, Arena] = {}
@@ -88,8 +86,8 @@ class Link:
         self._sent_events: list[dict[str, object]] = []
         self._kept_events = 0
         self._lost_s: list[float] = []
-        self._reading: tuple[Read, Arena] | None = None
         self._filled: list[Filled] = []
+        self._agents = 1
         self._leaving = False
         self._outcome: Ending = "error"
         self._failure: OutlastError | None = None
@@ -111,7 +109,7 @@ class Link:
             if self._own_agent is not None:
                 raise
         # The agent of `outlast run` is gone, or serves another script of this launch: this one has its own.
-        self._wire, self._own_agent = _start_agent()
+        self._wire, self._own_agent = start_agent()
         self._send(self._hello)
         return self._expect_offer()
 
@@ -138,7 +136,7 @@ class Link:
                     case Lend():
                         lent = Arena(fds[0])
                     case Filled():
-                        self._send(copy(message, lent))
+                        copy(message, lent, self._send)
                     case Offer():
                         return message
                     case Welcome():
@@ -160,29 +158,20 @@ class Link:
             StoreUnavailable: the store fails, or what it holds has become damaged.
             AgentLost: no agent can be had any more.
         """
-        with self._changed:
-            self._reading = (request, ring)
-            self._filled.clear()
-            self._try_send(request, (ring.fd,))
-        left = set(range(len(request.batches)))
-        while left:
+        refilling = Refilling(request, ring, self._changed, self._try_send)
+        while True:
             with self._changed:
                 self._wait(
-                    lambda: bool(self._filled) or self._failure is not None,
+                    lambda: refilling.has_news(self._agents, self._filled) or self._failure is not None,
                     lambda: None,
                     "what is saved is read again",
                 )
                 self.raise_if_lost()
-                filled = self._filled.pop(0)
-            taken = copy(filled, None)
-            if filled.error is not None or taken.refused:
-                msg = f"{request.checkpoint} cannot be read again: {filled.error or taken.refused[0]}"
-                raise StoreUnavailable(msg)
-            left.discard(filled.batch)
-            with self._changed:
-                if not left:
-                    self._reading = None
-                self._try_send(taken)
+                filled = refilling.next(self._filled)
+                if filled is None and refilling.is_done:
+                    return
+            if filled is not None:
+                copy(filled, None, refilling.take)
 
     def add_arena(self, index: int, arena: Arena) -> None:
         """Hand over an arena; replaces the one of this index, which must be free."""
@@ -369,12 +358,12 @@ class Link:
     def _join_new_agent(self) -> None:
         welcome = self.welcome
         assert welcome is not None
-        wire, process = _start_agent()
+        wire, process = start_agent()
         rejoin = Rejoin(run_id=welcome.run_id, attempt=welcome.attempt, nonce=welcome.nonce)
         wire.send(msgspec.structs.replace(self._hello, rejoin=rejoin))
         message, fds = wire.receive()
         if not isinstance(message, Welcome):
-            raise _refusal(message)
+            raise refusal(message)
         page = ControlPage(Arena(fds[0]))
         with self._changed:
             old = self.page
@@ -389,6 +378,7 @@ class Link:
                     page[word] = old[word]
             self.page = page
             self._wire, self._own_agent = wire, process
+            self._agents += 1
             self._kept_events = 0
             for index, arena in self._arenas.items():
                 self._try_send(ArenaMessage(index=index), (arena.fd,))
@@ -396,9 +386,6 @@ class Link:
                 self._try_send(Events(records=tuple(self._sent_events)))
             for number in sorted(self._unsaved):
                 self._try_send(self._unsaved[number])
-            if self._reading is not None:
-                self._filled.clear()
-                self._try_send(self._reading[0], (self._reading[1].fd,))
             if self._leaving:
                 self._try_send(Bye(outcome=self._outcome))
             self._changed.notify_all()
@@ -440,7 +427,7 @@ class Link:
             msg = f"the agent ended while this run was being opened ({error}); its last lines are above"
             raise AgentLost(msg) from error
         if isinstance(message, Refuse):
-            raise _refusal(message)
+            raise refusal(message)
         return message, fds
 
     def _expect_offer(self) -> Offer:
@@ -451,40 +438,3 @@ class Link:
         # With resume="never" the place may be another than was asked for: a new agent must go on there.
         self._hello = msgspec.structs.replace(self._hello, url=message.url)
         return message
-
-
-def _connect() -> tuple[Wire, subprocess.Popen[bytes] | None]:
-    """Connect to the agent that started this script; start one if there is none, or it serves another script."""
-    name = os.environ.get("OUTLAST_AGENT")
-    if name:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.connect(f"\0{name}")
-            if peer_is_me(sock):
-                return Wire(sock), None
-        except OSError:
-            pass  # that agent is gone: this script goes on with one of its own
-        sock.close()
-    return _start_agent()
-
-
-def _start_agent() -> tuple[Wire, subprocess.Popen[bytes]]:
-    """Start an agent in a session of its own, connected by a socket pair that has no name."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "outlast.agent", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    return Wire(ours), process
-
-
-def _refusal(message: Message) -> OutlastError:
-    if isinstance(message, Refuse):
-        kind = getattr(_errors, message.error, None)
-        if isinstance(kind, type) and issubclass(kind, OutlastError):
-            return kind(message.message)
-        return OutlastError(message.message)
-    return AgentLost(f"unexpected {type(message).__name__}")

@@ -118,19 +118,18 @@ class Opening:
                 )
             )
             accept, ring = self._accept()
-            try:
-                # Claimed anew for each that is tried: the record names the checkpoint that was really used.
-                record = self._claim(run_id, newest, checkpoint)
-                if record is None:
-                    return None
-                newest = record.attempt
-                bad = self._fill(checkpoint, records, accept, ring) if ring else []
-            finally:
-                if ring is not None:
-                    ring.close()
+            # Claimed anew for each that is tried: the record names the checkpoint that was really used.
+            record, bad = self._claim_and_fill(
+                run_id, newest, checkpoint, records=records, accept=accept, ring=ring
+            )
+            if record is None:
+                return None
+            newest = record.attempt
             if not bad:
                 return record
             faults.append(f"{checkpoint.name}: {bad[0]}")
+        if candidates and catalog.committed(self._store) != candidates:
+            return None  # an attempt that lives, and is taken over from, has saved and pruned meanwhile
         if candidates:
             lines = "\n".join(f"  {fault}" for fault in faults)
             msg = (
@@ -171,14 +170,23 @@ class Opening:
             raise NothingToResume(msg)
         return newest, found
 
-    def _fill(
-        self, checkpoint: CheckpointId, records: Sequence[TensorRecord], accept: Accept, ring: Arena
-    ) -> list[str]:
-        """Have the trainer take every batch; returns what is damaged and could not be mended."""
-        newest = self._newest
-        outlived = None
-        if newest is not None and newest.checkpoint == checkpoint.name:
-            outlived = Outlived(newest, {record.name: record for record in records})
+    def _claim_and_fill(
+        self,
+        run_id: str,
+        newest: int,
+        checkpoint: CheckpointId,
+        *,
+        records: Sequence[TensorRecord],
+        accept: Accept,
+        ring: Arena | None,
+    ) -> tuple[AttemptRecord | None, list[str]]:
+        """Claim the attempt while the first bytes are read already, and have the trainer take every batch.
+
+        Returns:
+            The attempt (None if another start came first), and what is damaged and could not be mended.
+        """
+        if ring is None:
+            return self._claim(run_id, newest, checkpoint), []
         filling = Filling(
             self._store,
             records,
@@ -186,9 +194,12 @@ class Opening:
             ring=ring,
             slot_bytes=accept.slot_bytes,
             send=self._wire.send,
-            outlived=outlived,
+            outlived=self._outlived(checkpoint, records),
         )
         try:
+            record = self._claim(run_id, newest, checkpoint)
+            if record is None:
+                filling.end()
             while not filling.is_over:
                 message, _ = self._wire.receive()
                 if not isinstance(message, Taken):
@@ -197,10 +208,16 @@ class Opening:
                 filling.take_back(message)
         finally:
             filling.stop()
-        if filling.error is not None:
+            ring.close()
+        if record is not None and filling.error is not None:
             raise filling.error
         self.damaged = frozenset(filling.damaged)
-        return filling.faults
+        return record, filling.faults
+
+    def _outlived(self, checkpoint: CheckpointId, records: Sequence[TensorRecord]) -> Outlived | None:
+        if self._newest is None or self._newest.checkpoint != checkpoint.name:
+            return None
+        return Outlived(self._newest, {record.name: record for record in records})
 
     def _accept(self) -> tuple[Accept, Arena | None]:
         accept, fds = self._wire.receive()

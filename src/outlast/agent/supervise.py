@@ -17,6 +17,7 @@ from outlast._errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_SUPERSEDED, C
 from outlast._say import say
 from outlast.agent.server import Loop
 from outlast.agent.session import Session
+from outlast.agent.tasks import Newest
 from outlast.agent.wire import Wire, peer_is_me
 from outlast.notice.base import Notice
 from outlast.notice.watch import watch_machine
@@ -43,7 +44,10 @@ _TOLD_TO_LEAVE: dict[str | None, int] = {
 
 @dataclass
 class _History:
-    """What the decisions remember from one launch of the script to the next."""
+    """What is remembered from one launch of the script to the next.
+
+    `newest` is the memory of the script that has ended: the next one restores from it.
+    """
 
     restarts: int = 0
     store_tries: int = 0
@@ -51,6 +55,7 @@ class _History:
     exception: str | None = None
     durable: str | None = None
     attempts: int = 0
+    newest: Newest | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def supervise(
     history = _History()
     try:
         while True:
-            ended = _launch(command, env, listener, loop, interrupts)
+            ended = _launch(command, env, listener, loop, interrupts=interrupts, history=history)
             env.pop("OUTLAST_TAKE_OVER", None)  # once: what this launch has started is its own from now on
             code = _what_next(
                 ended, history, loop, interrupts, max_restarts=max_restarts, store_wait_s=store_wait_s
@@ -142,7 +147,9 @@ def _launch(
     env: dict[str, str],
     listener: socket.socket,
     loop: Loop,
+    *,
     interrupts: _Interrupts,
+    history: _History,
 ) -> _Ended:
     """Start the script once, serve it until it has ended and what it handed over is durable."""
     try:
@@ -162,7 +169,7 @@ def _launch(
         while child.poll() is None:
             loop.wait(session, (listener.fileno(), pidfd), interrupted)
             interrupts.take()
-            session = _accept(listener, session, loop)
+            session = _accept(listener, session, loop, history)
             if interrupts.count and session is not None:
                 session.interrupt()
     finally:
@@ -176,6 +183,7 @@ def _launch(
     attempt = claimed.record.attempt if claimed else 0
     exception = session.exception
     if session.done.is_set():
+        history.newest = session.take_newest()
         session.close()
     code = child.returncode or _TOLD_TO_LEAVE.get(session.outcome, 0)
     return _Ended(code, exception, durable.name if durable else None, attempt)
@@ -204,8 +212,13 @@ def _came(loop: Loop, interrupts: _Interrupts) -> list[signal.Signals]:
     return [signal.SIGTERM] * terminated + [signal.SIGINT] * bool(interrupts.count)
 
 
-def _accept(listener: socket.socket, session: Session | None, loop: Loop) -> Session | None:
-    """Take the trainer's connection. While one is served another gets none, and starts an agent of its own."""
+def _accept(
+    listener: socket.socket, session: Session | None, loop: Loop, history: _History
+) -> Session | None:
+    """Take the trainer's connection. While one is served another gets none, and starts an agent of its own.
+
+    It gets the memory of the one before it, and gives it back once it has restored from it.
+    """
     listener.setblocking(False)
     try:
         connection, _ = listener.accept()
@@ -215,8 +228,10 @@ def _accept(listener: socket.socket, session: Session | None, loop: Loop) -> Ses
         connection.close()
         return session
     if session is not None:
+        history.newest = session.take_newest()
         session.close()
-    return Session(Wire(connection), say=say, heard=loop.trainer_heard, wake=loop.wake)
+    newest, history.newest = history.newest, None
+    return Session(Wire(connection), say=say, heard=loop.trainer_heard, wake=loop.wake, outlived=newest)
 
 
 def _what_next(
