@@ -71,9 +71,10 @@ class Inside:
         capture_states(self.states, table)
         return {name: bits(tensor) for name, tensor in table.entries.items()}
 
-    def segment_bytes(self) -> int:
-        """Bytes of all segments together."""
-        return sum(path.stat().st_size for path in self.root.glob("segments/*/*"))
+    def written_bytes(self) -> int:
+        """Bytes of the segments that the last save wrote."""
+        newest = max(self.root.glob("segments/*"))
+        return sum(path.stat().st_size for path in newest.glob(f"{self.step:012d}-*"))
 
     def close(self) -> None:
         """End without a word, the agent too."""
