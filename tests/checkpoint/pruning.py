@@ -62,7 +62,8 @@ class Saver:
         self.pruner = Pruner(store, keep or Keep())
         self.known = frozenset({resumed} if resumed else ())
         if resumed is not None:
-            self.bases = (base_of(resumed, catalog.load(store, resumed).manifests),)
+            with contextlib.suppress(ObjectMissing):  # a superseded attempt may have deleted it since
+                self.bases = (base_of(resumed, catalog.load(store, resumed).manifests),)
 
     def save(
         self, step: int, state: Mapping[str, bytes], *, old: CheckpointId | None = None, **changes: object

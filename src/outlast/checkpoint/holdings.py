@@ -72,10 +72,10 @@ class Holdings:
             about = (manifest.reason, manifest.pinned, manifest.finished)
             self._read[id] = _contents(id, about, (manifest,))
 
-    def remembered(self, id: CheckpointId) -> frozenset[str]:  # noqa: A002 - the field's name
-        """Segments that a checkpoint refers to, or did before it was deleted."""
+    def remembered(self, id: CheckpointId) -> frozenset[str] | None:  # noqa: A002 - the field's name
+        """Segments that a checkpoint refers to, or did before it was deleted; None where its records were never read."""
         contents = self._read.get(id)
-        return contents.segments if contents else frozenset()
+        return contents.segments if contents else None
 
     def look(self, in_flight: Callable[[], Flight]) -> Seen:
         """List the store and read what is new there.

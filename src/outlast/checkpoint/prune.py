@@ -165,7 +165,7 @@ class Pruner:
             and is_due(id.name)
         ]
         needs = self._needed(seen, {*gone, *unfinished})
-        torn = max(({*seen.damaged, *_torn(seen)} - {*gone, *unfinished}), default=None)
+        torn = max(self._unread(seen) - {*gone, *unfinished}, default=None)
         now, later = dict[str, int](), dict[str, int]()
         for key, size_bytes in seen.segments.items():
             owner = owner_of(key)
@@ -248,14 +248,15 @@ class Pruner:
                 for segments in manifests.values():
                     needed |= segments or frozenset()
         for id in named(seen.flight.checkpoints):  # noqa: A001
-            needed |= self.holdings.remembered(id)
+            needed |= self.holdings.remembered(id) or frozenset()
         return needed
+
+    def _unread(self, seen: Seen) -> set[CheckpointId]:
+        """Checkpoints whose records cannot be read: what they refer to is not known, only that it is not newer than they."""
+        torn = {id for id, manifests in seen.loose.items() if None in manifests.values()}  # noqa: A001
+        bases = {id for id in named(seen.flight.checkpoints) if self.holdings.remembered(id) is None}  # noqa: A001
+        return {*seen.damaged, *torn, *bases}
 
 
 def _is_known(id: CheckpointId, whose: Whose) -> bool:  # noqa: A002
     return id not in whose.passed_over and (id in whose.known or (id.attempt, id.nonce) == whose.attempt)
-
-
-def _torn(seen: Seen) -> list[CheckpointId]:
-    """Sets without a commit of which a manifest cannot be read: what it refers to is not known."""
-    return [id for id, manifests in seen.loose.items() if None in manifests.values()]  # noqa: A001
