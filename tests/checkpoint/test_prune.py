@@ -158,6 +158,25 @@ def test_what_cut_saves_left_goes_once_this_attempt_has_saved(store):
     assert commits(store.objects) == [*names(1, 2), *names(3, attempt=2, nonce="bbbb")]
 
 
+def test_a_full_set_without_a_commit_is_whole_for_as_long_as_it_is_there(store):
+    """Its writer was killed before the commit. A later start may commit it, until two known ones are newer: then it goes."""
+    first = Saver(store, Keep(last=1))
+    for step in (1, 2, 3):
+        first.save(step, state_of(step, SIZES))
+    del store.objects[id_of(3).commit_key]
+    second = Saver(store, Keep(last=1), attempt=2, nonce="bbbb", resumed=id_of(2))
+    second.save(4, state_of(4, SIZES))
+    second.prune(at_once=True)
+    left = store.copy()
+    assert catalog.adopt(left, RUN_ID).committed == [id_of(3)]
+    assert read_from(left.objects, names(3)[0]) == state_of(3, SIZES)
+    for step in (5, 6, 7):
+        second.save(step, state_of(step, SIZES))
+        second.prune()
+    assert catalog.uncommitted(store) == []
+    assert stored(store.objects) == 3 * STATE
+
+
 def test_nothing_of_an_attempt_that_may_still_write_goes(store):
     """What a superseded attempt on a machine that cannot be seen has begun may yet be committed."""
     first = Saver(store)
