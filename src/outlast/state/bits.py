@@ -20,12 +20,13 @@ DTYPES: dict[str, torch.dtype] = {
 """The dtypes that can be stored, by name. Quantized and sub-byte types are not: their bytes alone do not say what
 they hold."""
 
+_NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 _INTEGER_OF_BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Return e.g. `bfloat16` for `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
+    return _NAME_OF.get(dtype) or str(dtype).removeprefix("torch.")
 
 
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
         return "is sparse and requires grad", "store it dense"
     if tensor.layout not in (torch.strided, torch.sparse_coo) or tensor.is_nested:
         return f"has layout {tensor.layout}", "store its dense parts"
-    if DTYPES.get(dtype_name(tensor.dtype)) is not tensor.dtype:
+    if dtype_name(tensor.dtype) not in DTYPES:
         return f"has dtype {tensor.dtype}", "store its integer representation and its scale"
     return "", ""
 
