@@ -227,26 +227,7 @@ def test_steps_wait_only_while_a_copy_is_under_way():
     script.finish()
     plant.change(None)
     assert script.copier.copies[0].held_back == 1
-    assert script.overlapping._under_way is None
-
-
-def test_a_copy_that_fails_is_taken_again():
-    """Whatever the device said is what is told."""
-    script = Script(planted.foreach_step("cpu").states)
-    script.copier.begin = lambda moves: _Broken()
-    script.safe_point()
-    script.overlapping.finish()
-    (answer,) = script.handed.answers
-    assert answer.retake and "the device is gone" in answer.error
-
-
-class _Broken:
-    def hold_back(self):
-        pass
-
-    def wait(self):
-        msg = "the device is gone"
-        raise RuntimeError(msg)
+    assert script.overlapping._copying is None
 
 
 def test_no_room_for_fingerprints_means_a_copy_at_the_safe_point(monkeypatch, capfd):

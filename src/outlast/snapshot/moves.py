@@ -29,13 +29,20 @@ class Move:
 
 
 class Copying(Protocol):
-    """Copies under way. Whoever holds it keeps the sources' memory from being used for anything else."""
+    """Copies under way; for the thread that began them.
+
+    A device must not be asked anything by another thread: where a CUDA graph is being captured that breaks the capture.
+    Whoever holds it keeps the sources' memory from being used for anything else.
+    """
 
     def hold_back(self) -> None:
         """Let what the current streams are given from here on wait until all is copied; returns at once."""
 
+    def is_done(self) -> bool:
+        """Whether all is copied."""
+
     def wait(self) -> None:
-        """Return once all is copied; from any thread."""
+        """Return once all is copied."""
 
 
 class Copier(Protocol):

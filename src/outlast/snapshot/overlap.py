@@ -7,7 +7,7 @@ captured graph) makes the fingerprint of the copy another one, and the copy is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -32,19 +32,20 @@ class Overlapped:
         """The state is about to be changed: let that wait until it is copied."""
         self._copying.hold_back()
 
-    def wait(self) -> None:
-        """Return once all is copied, from any thread."""
-        self._copying.wait()
+    def is_done(self) -> bool:
+        """Whether all is copied."""
+        return self._copying.is_done()
 
-    def changed(self) -> list[str]:
-        """Wait, from any thread, until all is copied; return the names of what is not as it was at the safe point."""
+    def wait(self) -> Callable[[], list[str]]:
+        """Wait until all is copied; returns what compares the copies.
+
+        That takes seconds for tens of gigabytes, asks no device, and may run in any thread. It returns the names of
+        what is not as it was at the safe point.
+        """
         self._copying.wait()
+        copies = [(move.name, move.target) for move in self._moves]
         before = self._before.values()
-        with ThreadPoolExecutor(_COMPARERS, "outlast-compare") as pool:
-            after = pool.map(_print_of, self._moves)
-            return [
-                move.name for move, was, now in zip(self._moves, before, after, strict=True) if was != now
-            ]
+        return lambda: _changed(copies, before)
 
 
 def begin(moves: Sequence[Move], copier: Copier) -> Overlapped:
@@ -58,5 +59,11 @@ def begin(moves: Sequence[Move], copier: Copier) -> Overlapped:
     return Overlapped(moves, copier.begin(moves), before)
 
 
-def _print_of(move: Move) -> Print:
-    return fingerprint(move.target.view(-1).view(torch.uint8).numpy())
+def _changed(copies: Sequence[tuple[str, torch.Tensor]], before: Sequence[Print]) -> list[str]:
+    with ThreadPoolExecutor(_COMPARERS, "outlast-compare") as pool:
+        after = pool.map(_print_of, [copy for _, copy in copies])
+        return [name for (name, _), was, now in zip(copies, before, after, strict=True) if was != now]
+
+
+def _print_of(copy: torch.Tensor) -> Print:
+    return fingerprint(copy.view(-1).view(torch.uint8).numpy())

@@ -20,7 +20,7 @@ _PORTABLE = 1
 
 
 class DeviceCopier:
-    """Copies from CUDA devices, on one stream for each. Used in the main thread; `Copying.wait` in any."""
+    """Copies from CUDA devices, on one stream for each. Used in the main thread only."""
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -82,25 +82,28 @@ class DeviceCopying:
                 if not torch.cuda.is_current_stream_capturing():
                     torch.cuda.current_stream(device).wait_event(event)
 
+    def is_done(self) -> bool:
+        """Whether all is in the arena."""
+        return all(event.query() for _, event in self._events)  # type: ignore[no-untyped-call]  # see `begin`
+
     def wait(self) -> None:
         """Return once all is in the arena."""
-        for device, event in self._events:
-            # Another thread's current device is the first one, which this process may not use at all.
-            with torch.cuda.device(device):
-                event.synchronize()
+        for _, event in self._events:
+            event.synchronize()
 
 
 class Pin:
-    """Memory of an arena, pinned in the background.
+    """Memory of an arena that is pinned, so that a device copies into it by itself.
 
     Where it cannot be pinned (a limit on locked memory), copies into it are slower, and right.
 
     Attributes:
         nbytes: how much of the arena, from its start.
+        is_pinned: whether it worked.
     """
 
     def __init__(self, arena: Arena, nbytes: int) -> None:
-        """Begin to pin the first `nbytes`, whole pages.
+        """Pin the first `nbytes`, whole pages; quicker where they were touched before.
 
         A tensor must lie on one side of their end: a device copies to memory that is pinned, or to such that is not.
         Not more: what is punched out of an arena later must not be pinned, for the device would write to pages that
@@ -108,32 +111,30 @@ class Pin:
         """
         assert nbytes % PAGE_BYTES == 0 < nbytes
         self.nbytes = nbytes
+        self.is_pinned = False
         # It holds the mapping: closed or not meanwhile, these addresses stay the arena's.
         self._memory = np.frombuffer(arena.view, dtype=np.uint8)[:nbytes]
         self._device = torch.cuda.current_device()
-        self._pinned = False
-        # Not a daemon: the process must not end in the middle of a call to the driver. The call takes a second or two.
-        self._thread = threading.Thread(target=self._register, name="outlast-pin")
-        self._thread.start()
-
-    def wait(self) -> bool:
-        """Wait until it is known whether the memory is pinned."""
-        self._thread.join()
-        return self._pinned
+        # A failed call leaves its error to the thread that made it: training never hears of this one's. It is waited
+        # for, since a call in the background would break a CUDA graph that is being captured meanwhile.
+        thread = threading.Thread(target=self._register, name="outlast-pin")
+        thread.start()
+        thread.join()
 
     def release(self) -> None:
         """Unpin; before the arena is closed, and after the last copy into it."""
-        if self.wait():
+        if self.is_pinned:
+            self.is_pinned = False
             with torch.cuda.device(self._device):
                 cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch has no annotation there
                 cudart.cudaHostUnregister(self._memory.ctypes.data)
-            self._pinned = False
 
     def _register(self) -> None:
-        # A failed call leaves its error to the thread that made it: training never hears of this one's.
+        # A new thread's current device is the first one, which this process may not use at all.
         with torch.cuda.device(self._device):
             cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch has no annotation there
-            self._pinned = int(cudart.cudaHostRegister(self._memory.ctypes.data, self.nbytes, _PORTABLE)) == 0
+            code = cudart.cudaHostRegister(self._memory.ctypes.data, self.nbytes, _PORTABLE)
+            self.is_pinned = int(code) == 0
 
 
 def _batches(moves: Sequence[Move]) -> Iterator[list[Move]]:

@@ -243,8 +243,8 @@ class Keeper:
                 "last save is not durable. Let the loop end by itself (run.epochs(n), run.batches(..., steps=n), "
                 "run.steps(n)), or call run.save() after it"
             )
-        self._saver.finish()
         if not (self._signals.abandon or self._give_up):
+            self._saver.finish()
             self._link.close(self._ending)
 
     def _take_due(self, order: Order) -> bool:
@@ -316,6 +316,7 @@ class Keeper:
             StoreError: it was refused for a reason that waiting does not mend.
         """
         error: str | None = None
+        self._saver.finish()
         for left in range(RETAKES, -1, -1):
             saved = None if number is None else self._link.wait_saved(number, self._deadline_s, why)
             if number is None or saved is None:

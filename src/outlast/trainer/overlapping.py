@@ -48,9 +48,9 @@ class Overlapping:
         self._states = states
         self._watch = watch
         self._copier = copier
+        self._copying: tuple[Snapshot, Overlapped] | None = None
+        self._comparing: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._under_way: Overlapped | None = None
-        self._thread: threading.Thread | None = None
         self._dropped = False
         self._changed_in_a_row = 0
         self._out_of_memory_said = False
@@ -59,7 +59,19 @@ class Overlapping:
 
     def is_under_way(self) -> bool:
         """Whether a copy, or its comparison, goes on."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._copying is not None or (self._comparing is not None and self._comparing.is_alive())
+
+    def look(self) -> None:
+        """Have a copy that is complete compared, and handed over; called at safe points."""
+        if self._copying is not None and self._copying[1].is_done():
+            self._compare()
+
+    def finish(self) -> None:
+        """Wait until what is under way is handed over, or thrown away."""
+        self._compare()
+        if self._comparing is not None:
+            self._comparing.join()
+            self._comparing = None
 
     def give_way(self, *, urgent: bool, may_wait: bool) -> bool:
         """A newer snapshot is due; whether it may be taken now. One copy at a time is under way.
@@ -73,6 +85,7 @@ class Overlapping:
         if urgent:
             with self._lock:
                 self._dropped = True
+            self._compare()
             return True
         if may_wait:
             self.finish()
@@ -107,35 +120,29 @@ class Overlapping:
             return None
         return lambda snapshot: self._hand_over(snapshot, copies)
 
-    def finish(self) -> None:
-        """Wait until what is under way is handed over, or thrown away."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
     def _before_step(self) -> None:
-        under_way = self._under_way
-        if under_way is not None:
-            under_way.hold_back()
+        if self._copying is not None:
+            self._copying[1].hold_back()
 
     def _hand_over(self, snapshot: Snapshot, copies: Overlapped) -> None:
         """Hand the snapshot over once it is known to be what the state was."""
         self._link.reserve(snapshot)
-        self._under_way, self._dropped = copies, False
-        # Not a daemon: a copy that is complete must not be lost to the end of the script.
-        self._thread = threading.Thread(
-            target=self._watch_copy, args=(snapshot, copies), name="outlast-overlap"
-        )
-        self._thread.start()
+        self._copying, self._dropped = (snapshot, copies), False
 
-    def _watch_copy(self, snapshot: Snapshot, copies: Overlapped) -> None:
-        try:
-            changed = copies.changed()
-        except Exception as error:  # the device's own: training hears of it as well
-            self._link.withdraw(Saved(snapshot.number, None, f"the copy failed: {error}", retake=True))
+    def _compare(self) -> None:
+        """Wait for the copy under way, if there is one, and begin to compare it."""
+        if self._copying is None:
             return
-        finally:
-            self._under_way = None
+        (snapshot, copies), self._copying = self._copying, None
+        compare = copies.wait()
+        # Not a daemon: a copy that is complete must not be lost to the end of the script.
+        self._comparing = threading.Thread(
+            target=self._judge, args=(snapshot, compare), name="outlast-overlap"
+        )
+        self._comparing.start()
+
+    def _judge(self, snapshot: Snapshot, compare: Callable[[], list[str]]) -> None:
+        changed = [] if self._dropped else compare()
         with self._lock:
             if self._dropped:
                 self._link.withdraw(Saved(snapshot.number, None, "a newer state took its place"))

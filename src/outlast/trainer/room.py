@@ -71,7 +71,6 @@ class Room:
         for index in self._used:
             if index not in self._arenas:
                 self._make(index, plan.arena_bytes).populate(layout.lasting_at)
-                self._pin(index, layout)
 
     def free(self, deadline_s: Callable[[], float | None]) -> int | None:
         """An arena that nothing reads; None once `deadline_s()` has passed, or no agent is left.
@@ -113,8 +112,6 @@ class Room:
         if known is None or known[0] is not layout:
             self._pin(index, layout)
             known = self._looks[index] = (layout, looks(layout, arena))
-        if index in self._pins:
-            self._pins[index].wait()
         return known[1]
 
     def give_back(self, index: int) -> None:
@@ -134,7 +131,7 @@ class Room:
         return self._plan
 
     def _pin(self, index: int, layout: Layout) -> None:
-        """Pin, in the background, what each snapshot copies from a GPU: never the lasting part, which is given back."""
+        """Pin what each snapshot copies from a GPU: never the lasting part, which is given back."""
         nbytes = page_ceil(layout.lasting_at) if any(box.device == "cuda" for box in layout.placed) else 0
         pin = self._pins.get(index)
         if nbytes == (0 if pin is None else pin.nbytes):

@@ -212,7 +212,9 @@ class Saver:
         return self._number
 
     def settle(self) -> None:
-        """Learn from what the agent has answered."""
+        """Learn from what the agent has answered, and go on with what is copied under training."""
+        if self._overlapping is not None:
+            self._overlapping.look()
         self._link.retake = False
         for number, taken in sorted(self._unanswered.items()):
             saved = self._link.answer(number)
@@ -233,7 +235,7 @@ class Saver:
                     self.redo = replace(taken.order, hold=False)
 
     def finish(self) -> None:
-        """Wait until no copy is under way any more: the script ends."""
+        """Wait until no copy is under way any more."""
         if self._overlapping is not None:
             self._overlapping.finish()
 
