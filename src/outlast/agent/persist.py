@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 import traceback
@@ -38,6 +39,10 @@ RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 30.0
 RETRY_URGENT_MOST_S = 2.0
 """For all but interval saves: somebody waits for them, and perhaps not for long."""
+MOST_SEGMENTS = 10**6
+"""Of one save of one rank: 64 TB."""
+AGENTS = 10**6
+"""Numbers that agents which took over draw from, so that no two of an attempt count their segments alike."""
 STOP_S = 60.0
 """Longest wait for a store call that is under way: a store's own patience (`store/_client.py`)."""
 
@@ -86,6 +91,9 @@ class Persister:
         self._page = page
         self._hooks = hooks
         self._best = best
+        # An agent that took over may save what the killed one was saving, from other bases: under keys of its own, since a
+        # request of the other's may still arrive, and no object is ever written with other bytes.
+        self._first_segment = 0 if damaged is not None else (1 + secrets.randbelow(AGENTS)) * MOST_SEGMENTS
         self._bases = Bases(store, record, full, damaged)
         self._outage = Outage(
             show=lambda since_ns: self._show(Word.STORE_LOST_NS, since_ns),
@@ -290,6 +298,7 @@ class Persister:
             task.arena.view,
             saved_utc=plan.saved_utc,
             bases=plan.bases,
+            first_segment=self._first_segment,
             done=plan.done,
             pace=self._pace(task),
         )

@@ -94,6 +94,7 @@ def write_rank(
     *,
     saved_utc: str,
     bases: Sequence[Base] = (),
+    first_segment: int = 0,
     done: set[str] | None = None,
     pace: Pace = STEADY,
 ) -> Written:
@@ -110,6 +111,7 @@ def write_rank(
         arena: the snapshot's bytes; must not change until this returns. Nothing is copied from it.
         saved_utc: time of the save, ISO 8601.
         bases: checkpoints whose chunks may be referred to, the preferred one first; none: every byte is written.
+        first_segment: the index that segments are counted from.
         done: keys of segments that an earlier try with the same arguments has made durable; added to.
         pace: how the threads behave.
 
@@ -125,7 +127,9 @@ def write_rank(
     for box in placed:
         _check(box, len(arena))
     pieces = cut(placed, CHUNK_BYTES)
-    packer = Packer(lambda index: header.id.segment_key(header.rank, index), SEGMENT_BYTES, len(arena))
+    packer = Packer(
+        lambda index: header.id.segment_key(header.rank, first_segment + index), SEGMENT_BYTES, len(arena)
+    )
     hashing = ThreadPoolExecutor(HASH_THREADS, "outlast-hash", pace.begin_thread)
     writing = Writing(store, arena, set() if done is None else done, pace)
     chunks: list[list[Chunk]] = [[] for _ in placed]
