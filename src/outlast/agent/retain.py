@@ -78,7 +78,7 @@ class Retention:
     def stop(self, within_s: float) -> None:
         """End. What became due is still deleted if that is done within so many seconds."""
         with self._changed:
-            self._stop_at_s = time.monotonic() + within_s
+            self._stop_at_s = self._stop_at_s or time.monotonic() + within_s
             self._changed.notify_all()
         self._thread.join(within_s)
 
