@@ -11,6 +11,7 @@ from late import LateCopier
 from outlast._types import Reason
 from outlast.agent.protocol import Saved
 from outlast.state.steps import StepWatch
+from outlast.trainer import overlapping
 from outlast.trainer.overlapping import Overlapping
 from outlast.trainer.saver import Order
 
@@ -142,4 +143,29 @@ def test_overlap_and_verification_go_together(inside):
     with torch.no_grad():
         plant.states["model"][0].weight.add_(1.0)
     run.overlapping.finish()
+    assert run.run.on_store(run.answer(number)) == run.safe
+
+
+def test_without_room_for_fingerprints_all_is_copied_at_the_safe_point(overlapped, monkeypatch):
+    """What was to be copied late is copied as well."""
+
+    def no_room(_moves, _copier):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(overlapping, "begin", no_room)
+    plant = planted.foreach_step("cpu")
+    run = overlapped(plant.states)
+    number = run.take()
+    plant.change(None)
+    assert run.run.on_store(run.answer(number)) == run.safe
+
+
+def test_frozen_weights_that_an_optimizer_holds_are_not_copied_late(overlapped):
+    """Their digests are read off the copy."""
+    states = planted.foreach_step("cpu").states
+    states["model"][0].requires_grad_(False)
+    run = overlapped(states)
+    number = run.take()
+    assert "model/0.weight" not in {move.name for move in run.copier.copies[0].moves}
+    run.copy()
     assert run.run.on_store(run.answer(number)) == run.safe

@@ -163,9 +163,9 @@ class Overlapping:
 
 
 def _changed_by_steps(states: Mapping[str, object]) -> Iterator[torch.Tensor]:
-    """Go through the parameters of optimizers, and their state."""
+    """Go through the parameters that optimizers train, and their state; frozen ones have a way of their own."""
     for state in states.values():
         if isinstance(state, torch.optim.Optimizer):
-            yield from (parameter for group in state.param_groups for parameter in group["params"])
+            yield from (p for group in state.param_groups for p in group["params"] if p.requires_grad)
             for values in state.state.values():
                 yield from (value for value in values.values() if isinstance(value, torch.Tensor))

@@ -272,16 +272,19 @@ class Saver:
     ) -> Callable[[Snapshot], None]:
         """Copy the state, or begin to; returns what the snapshot is handed to."""
         late: frozenset[str] = frozenset()
-        hand_over = None
         if (
             self._overlapping is not None
             and not self._retakes
             and order == Order(order.step, Reason.INTERVAL)
         ):
             late = self._overlapping.suited(table.entries)
-            if late:
-                hand_over = self._overlapping.begin(moves(table.entries, marked, targets, late))
-        stage(table.entries, marked, targets, but=late if hand_over is not None else frozenset())
+        # First what is waited for: a device copies one after the other.
+        stage(table.entries, marked, targets, but=late)
+        if self._overlapping is None or not late:
+            return self._link.submit
+        hand_over = self._overlapping.begin(moves(table.entries, marked, targets, late))
+        if hand_over is None:
+            stage(table.entries, marked, targets, but=table.entries.keys() - late)
         return hand_over or self._link.submit
 
     def _layout_of(self, table: TensorTable, frozen: set[str]) -> Layout:
