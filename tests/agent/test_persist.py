@@ -131,6 +131,29 @@ def test_a_new_agent_refers_to_nothing_that_another_one_restored(saver):
     assert manifest(store, name)["saves_since_full"] == 0
 
 
+def test_what_a_killed_agent_wrote_is_never_written_over(saver):
+    """The one that takes over knows other bases and packs otherwise; a late request of the killed one changes nothing."""
+    store, kept = MemoryStore(), {}
+    name = saver(store).save(1, state_of(1, SIZES))
+    first = saver(store, attempt_record(2, "bbbb", resumed_from=name))
+    eventually(lambda: not first.page[Word.WHOLE])
+    store._before = lambda operation, key: (
+        kept.update(store.objects) if "rank-" in key and operation == "put" else None
+    )
+    state = state_of(1, SIZES) | {"head": b"h" * 500}
+    task = first.take(2, state)
+    first.persister.submit(task)
+    first.answer(task.snapshot.number)
+    store.objects, store._before = dict(kept), None
+    ours = {key for key in kept if key.startswith("segments/00002-bbbb/")}
+    assert ours
+    second = saver(store, attempt_record(2, "bbbb", resumed_from=name), damaged=None)
+    second.persister.submit(task)
+    assert second.answer(task.snapshot.number).checkpoint == id_of(2, attempt=2, nonce="bbbb").name
+    assert kept.items() <= store.objects.items()
+    assert resume(store)[1] == state
+
+
 @pytest.mark.parametrize("base", [None, "00001-aaaa-000000000009", "no name"])
 def test_what_was_not_copied_and_cannot_be_found_is_taken_again(saver, base):
     """An agent that cannot tell where the bytes are asks for a whole snapshot, and saves that."""
