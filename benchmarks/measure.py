@@ -39,7 +39,7 @@ class Case:
         name: of the saver.
         place: URL or folder that it saves to.
         folder: the folder in which the files of that place appear.
-        shape: of the model, as `work.Shape`.
+        shape: sizes for `work.work_of`.
         saves: how many are measured, after one that is not.
         idle: whether training rests while a save is under way.
         server: process of the S3 server, 0 for none.
@@ -136,17 +136,17 @@ def saver_of(case: Case, work: Any) -> Any:
 
     if case.name == peers.OURS:
         steps = IDLE_PERIOD if case.idle else PERIOD_S3 if case.server else PERIOD
-        return peers.Outlast(case.place, Path(case.folder), steps, model=work.model, optimizer=work.optimizer)
+        return peers.Outlast(case.place, Path(case.folder), steps, **work.objects)
     return {**peers.LOCAL, **peers.ON_S3}[case.name](case.place, work.state)
 
 
 def main() -> None:
     """Measure a case: `training` (without a saver), each save, `done`; then wait to be let go."""
     warnings.simplefilter("ignore")
-    from work import Shape, Work
+    from work import work_of
 
     case = Case(**json.loads(sys.argv[1]))
-    work = Work(Shape(**case.shape), case.device)
+    work = work_of(case.shape, case.device)
     started = time.monotonic()
     for _ in range(WARM_STEPS):
         work.step()

@@ -229,7 +229,7 @@ class Outlast:
     def is_due(self) -> bool:
         return self._run.step + 1 - self._saved_step == self._steps
 
-    def save(self, number: int) -> None:
+    def save(self, number: int) -> None:  # noqa: ARG002 - the other savers name what they write after it
         self._before = len(self._commits.seen)
         self._run.safe_point()
         self._saved_step = self._run.step

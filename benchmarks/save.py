@@ -56,7 +56,7 @@ def measure_once(name: str, options: argparse.Namespace, folder: Path) -> dict[s
             name=name,
             place="s3://bucket/run" if server else str(seen),
             folder=str(seen),
-            shape=asdict(options.shape),
+            shape=options.sizes,
             device=options.device,
             saves=options.saves,
             idle=options.idle,
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a saver's name")
     parser.add_argument("--folder", default="/var/tmp", help="on the disk that is measured")
     options = parser.parse_args()
-    options.shape = SMALL if options.small else LARGE if options.device == "cuda" else ISSUE
+    options.sizes = asdict(SMALL if options.small else LARGE if options.device == "cuda" else ISSUE)
     options.limit_bytes = (
         64 << 20 if options.small else 10_000 << 20 if options.device == "cuda" else 1728 << 20
     )

@@ -20,6 +20,8 @@ SAMPLE_S = 0.05
 """Between two looks at the memory of the processes."""
 FIND_S = 0.5
 """Between two searches for processes that are new."""
+SMALL_BYTES = 1 << 16
+"""What trainer and agent share beside arenas is smaller."""
 MARK = "OUTLAST_BENCHMARK_MARK"
 """Environment variable by which the processes of one measurement are found, whoever started them."""
 
@@ -113,15 +115,16 @@ class Memory:
 
 
 def memory_files(pids: list[int]) -> dict[int, str]:
-    """The arenas (memfds) that processes hold open: inode, and a path that opens it."""
+    """The arenas (memfds, but for the small page of words) that processes hold open: inode, and a path that opens it."""
     found: dict[int, str] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 path = f"/proc/{pid}/fd/{fd}"
                 with contextlib.suppress(OSError):
-                    if os.readlink(path).startswith("/memfd:outlast-arena"):
-                        found[os.stat(path).st_ino] = path
+                    about = os.stat(path)
+                    if os.readlink(path).startswith("/memfd:outlast-arena") and about.st_size > SMALL_BYTES:
+                        found[about.st_ino] = path
     return found
 
 

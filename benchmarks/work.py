@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -73,8 +74,8 @@ class Work:
     """A training loop's body.
 
     Attributes:
-        model, optimizer: what is saved.
-        state_bytes: of the model and the optimizer.
+        objects: what is saved, by name.
+        state_bytes: of all of them.
     """
 
     def __init__(self, shape: Shape, device: str = "cpu") -> None:
@@ -84,6 +85,7 @@ class Work:
         self.shape = shape
         self.model = Gpt(shape).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.objects: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
         self.step()
         self.state_bytes = sum(t.nbytes for t in tensors(self.state()))
 
@@ -102,7 +104,49 @@ class Work:
 
     def state(self) -> dict[str, Any]:
         """What a script without Outlast hands to a saver: the live tensors."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {name: each.state_dict() for name, each in self.objects.items()}
+
+
+class Filler:
+    """A state of any size in any number of tensors; a step multiplies matrices on all cores and changes every tensor.
+
+    Attributes as `Work`'s.
+    """
+
+    STEP_S = 0.4
+    SIDE = 1024
+
+    def __init__(self, nbytes: int, count: int) -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
+        torch.manual_seed(0)
+        self.model = nn.Module()
+        for number in range(count):
+            self.model.register_buffer(f"t{number}", torch.rand(max(1, nbytes // count // 4)))
+        self.objects: dict[str, Any] = {"model": self.model}
+        self.state_bytes = sum(t.nbytes for t in tensors(self.state()))
+        self._square = torch.randn(self.SIDE, self.SIDE)
+        self._times = 1
+        took = min(self._multiply() for _ in range(20))
+        self._times = max(1, round(self.STEP_S / took))
+
+    def step(self, guard: AbstractContextManager[Any] = NO_GUARD) -> None:
+        self._multiply()
+        with guard:
+            torch._foreach_mul_(list(self.model.buffers()), 1.0001)
+
+    def state(self) -> dict[str, Any]:
+        return {name: each.state_dict() for name, each in self.objects.items()}
+
+    def _multiply(self) -> float:
+        started = time.perf_counter()
+        for _ in range(self._times):
+            torch.mm(self._square, self._square)
+        return time.perf_counter() - started
+
+
+def work_of(sizes: dict[str, int], device: str) -> Work | Filler:
+    """Make the work that sizes describe: a `Shape`, or a number of bytes and of tensors."""
+    return Filler(**sizes) if "nbytes" in sizes else Work(Shape(**sizes), device)
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
