@@ -18,6 +18,7 @@ from persisting import Saver, attempt_record
 from outlast._errors import StoreUnavailable
 from outlast.agent import outage, persist
 from outlast.agent.bases import FullEvery
+from outlast.agent.once import checkpoint_id
 from outlast.checkpoint import packing, writer
 from outlast.checkpoint.catalog import adopt, committed
 from outlast.store.local import LocalStore
@@ -149,7 +150,7 @@ class World:
         planted = how["planted"] and how["verify"] and bool(copied)
         if planted:
             task.arena.view[copied[0].at] ^= 1
-        id = one.persister._id(task.snapshot)  # noqa: A001
+        id = checkpoint_id(self.record, task.snapshot)  # noqa: A001
         if not planted:
             self.expected[id.name] = self.state
         self.faults.plan(how["fails_at"], how["killed_at"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,6 +82,8 @@ class Bases:
                 self._load(name)
         except OutlastError:
             pass
+        except Exception:  # a fault of ours costs one save in full, not the thread that saves
+            traceback.print_exc()
 
     def committed(self, id: CheckpointId, manifest: Manifest) -> None:  # noqa: A002 - the field's name
         """A checkpoint of this attempt has become durable."""

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 import traceback
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 import msgspec
 
 from outlast._errors import ObjectDamaged, OutlastError, StoreError, StoreFull
 from outlast._types import Best, Json, Reason
 from outlast.agent.bases import FULL_EVERY, Bases, FullEvery
-from outlast.agent.claim import superseded_by, utc_now
+from outlast.agent.claim import utc_now
 from outlast.agent.control import ControlPage, Word
 from outlast.agent.ledger import Ledger
+from outlast.agent.once import Once, Plan, checkpoint_id
 from outlast.agent.outage import Outage
 from outlast.agent.priority import lower_this_thread
 from outlast.agent.protocol import Saved, Snapshot
 from outlast.agent.tasks import Durable, Hooks, InUse, Newest, Task, can_wait, copied, urgency
-from outlast.checkpoint.base import Base
 from outlast.checkpoint.manifest import (
     AttemptRecord,
-    BestValue,
     CheckpointId,
     Chunk,
     parse_checkpoint_name,
 )
-from outlast.checkpoint.writer import NotTheLiveState, Retake, SaveHeader, Written, commit, write_rank
+from outlast.checkpoint.writer import NotTheLiveState, Retake, Written
 from outlast.checkpoint.writing import Abandoned, Pace
 from outlast.policy.giving_way import gives_way
 from outlast.snapshot.arena import Arena
@@ -39,22 +36,8 @@ RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 30.0
 RETRY_URGENT_MOST_S = 2.0
 """For all but interval saves: somebody waits for them, and perhaps not for long."""
-MOST_SEGMENTS = 10**6
-"""Of one save of one rank: 64 TB."""
-AGENTS = 10**6
-"""Numbers that agents which took over draw from, so that no two of an attempt count their segments alike."""
 STOP_S = 60.0
 """Longest wait for a store call that is under way: a store's own patience (`store/_client.py`)."""
-
-
-@dataclass
-class _Plan:
-    """How a snapshot is saved. Made once: another try writes the same bytes under the same keys, which are immutable."""
-
-    header: SaveHeader
-    saved_utc: str
-    bases: tuple[Base, ...]
-    done: set[str] = field(default_factory=set)
 
 
 class Persister:
@@ -84,17 +67,21 @@ class Persister:
         full: FullEvery = FULL_EVERY,
         damaged: Collection[Chunk] | None = (),
     ) -> None:
-        self._store = store
         self._record = record
-        self._rank = rank
         self._events = events
         self._page = page
         self._hooks = hooks
-        self._best = best
-        # An agent that took over may save what the killed one was saving, from other bases: under keys of its own, since a
-        # request of the other's may still arrive, and no object is ever written with other bytes.
-        self._first_segment = 0 if damaged is not None else (1 + secrets.randbelow(AGENTS)) * MOST_SEGMENTS
         self._bases = Bases(store, record, full, damaged)
+        self._once = Once(
+            store,
+            record,
+            self._bases,
+            rank=rank,
+            events=events,
+            best=best,
+            superseded=hooks.superseded,
+            took_over=damaged is None,
+        )
         self._outage = Outage(
             show=lambda since_ns: self._show(Word.STORE_LOST_NS, since_ns),
             risk=self._risk,
@@ -162,7 +149,7 @@ class Persister:
         with self._changed:
             tasks = [t for t in (*self._queue, self._held, self._writing) if t is not None]
             named = frozenset(t.snapshot.base for t in tasks if t.snapshot.base is not None)
-            saves = frozenset(self._id(task.snapshot) for task in tasks)
+            saves = frozenset(checkpoint_id(self._record, task.snapshot) for task in tasks)
         return InUse(self._bases.names | named, saves)
 
     def remind(self) -> None:
@@ -211,12 +198,12 @@ class Persister:
         """Save; while the store is away try again, unless a newer snapshot has come."""
         number, step = task.snapshot.number, task.snapshot.step
         wait_s = RETRY_FIRST_S
-        plan: _Plan | None = None
+        plan: Plan | None = None
         made_room = False
         while True:
             try:
-                self._stop_if_superseded()
-                plan = plan or self._plan(task.snapshot)
+                self._once.stop_if_superseded()
+                plan = plan or self._once.plan(task.snapshot)
                 name = self._save(task, plan)
             except (
                 ObjectDamaged
@@ -264,59 +251,20 @@ class Persister:
     def _is_passed_over(self, task: Task) -> bool:
         return bool(self._queue) and can_wait(task)
 
-    def _id(self, snapshot: Snapshot) -> CheckpointId:
-        return CheckpointId(self._record.attempt, snapshot.step, snapshot.repeat, self._record.nonce)
-
-    def _plan(self, snapshot: Snapshot) -> _Plan:
-        best = self._best
-        header = SaveHeader(
-            run_id=self._record.run_id,
-            id=self._id(snapshot),
-            rank=self._rank,
-            world_size=self._record.world_size,
-            reason=snapshot.reason,
-            pinned=snapshot.pinned,
-            finished=snapshot.finished,
-            tree=snapshot.tree,
-            position=snapshot.position,
-            settings=snapshot.settings,
-            events=self._events.flush(),
-            best=BestValue(best.metric, best.mode, snapshot.best)
-            if best and snapshot.best is not None
-            else None,
-        )
-        return _Plan(header, utc_now(), self._bases.of(snapshot))
-
-    def _save(self, task: Task, plan: _Plan) -> str:
-        """One try. The events came first, then segments and manifest, the commit last (rules 1 and 12)."""
+    def _save(self, task: Task, plan: Plan) -> str:
+        """One try; the checkpoint's name."""
         snapshot, checkpoint = task.snapshot, plan.header.id
         started = time.monotonic()
-        written = write_rank(
-            self._store,
-            plan.header,
-            snapshot.tensors,
-            task.arena.view,
-            saved_utc=plan.saved_utc,
-            bases=plan.bases,
-            first_segment=self._first_segment,
-            done=plan.done,
-            pace=self._pace(task),
-        )
-        self._stop_if_superseded()
-        if not commit(self._store, checkpoint, self._record.run_id, self._record.world_size):
-            msg = f"{checkpoint.name}: a manifest that was just written is not there"
-            raise StoreError(msg)
+        written = self._once.save(task, plan, self._pace(task))
         now = time.monotonic()
-        manifest = written.manifest
-        self._bases.committed(checkpoint, manifest)
         if self.newest is None or snapshot.number > self.newest.number:
             self.newest = Newest(
-                checkpoint.name, snapshot.number, manifest.tensors, snapshot.tensors, task.arena
+                checkpoint.name, snapshot.number, written.manifest.tensors, snapshot.tensors, task.arena
             )
         if self.durable is None or snapshot.step >= self.durable.step:
             self.durable = Durable(checkpoint.name, snapshot.step, now)
         self._note_save(snapshot, checkpoint, written, now - started)
-        self._hooks.committed(checkpoint, manifest)
+        self._hooks.committed(checkpoint, written.manifest)
         return checkpoint.name
 
     def _pace(self, task: Task) -> Pace:
@@ -385,9 +333,3 @@ class Persister:
         steps = max(self._look(Word.STEPS) - step, 0)
         what = f"the newest checkpoint is of step {step}" if durable or base else "there is no checkpoint yet"
         return f"{what}, {steps} steps and {since_s / 60:.0f} min of work are at risk"
-
-    def _stop_if_superseded(self) -> None:
-        why = superseded_by(self._store, self._record)
-        if why is not None:
-            self._hooks.superseded(why)
-            raise OutlastError(why)
