@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 
 import planted
+from field.torchless import read_tensors
 from inside import Inside
 from late import LateCopier
 from outlast._types import Reason
@@ -169,3 +173,19 @@ def test_frozen_weights_that_an_optimizer_holds_are_not_copied_late(overlapped):
     assert "model/0.weight" not in {move.name for move in run.copier.copies[0].moves}
     run.copy()
     assert run.run.on_store(run.answer(number)) == run.safe
+
+
+def test_a_script_that_clips_its_weights_under_a_copy_is_never_saved_wrong(lab):
+    """Saved at each step, by a whole run: the one snapshot that was hit is taken again, all others are as they were."""
+    script = lab.script(path=Path(__file__).with_name("overlapped.py"), OUTLAST_SAVE_EVERY="1 steps")
+    assert script.wait() == 0, script.text
+    states = {record["step"]: record["digests"] for record in lab.of("step")}
+    assert lab.of("step")[-1]["late"] > 1, "others were copied late as well"
+    assert script.text.count("taken again without overlap") == 1
+    commits = lab.commits()
+    assert commits[-1]["step"] == len(states)
+    for commit in commits:
+        saved = {
+            name: hashlib.sha256(data).hexdigest() for name, data in read_tensors(commit["folder"]).items()
+        }
+        assert states[commit["step"]].items() <= saved.items(), commit["step"]
