@@ -125,7 +125,7 @@ def round_trip(value):
 
 def bits(tensor: torch.Tensor) -> bytes:
     """All that a tensor holds, row by row; an oracle of its own."""
-    tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    tensor = tensor.detach().resolve_conj().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
     return bytes(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
 
 

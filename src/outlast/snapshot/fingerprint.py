@@ -47,7 +47,8 @@ def launch(tensors: Sequence[torch.Tensor]) -> Launched:
         for device, numbers in members.items():
             sizes = [tensors[number].numel() * tensors[number].element_size() for number in numbers]
             counts = [-(-size // CHUNK_BYTES) for size in sizes]
-            host = torch.empty(sum(counts), dtype=torch.int64, pin_memory=device.type == "cuda")
+            on_gpu = device.type == "cuda"
+            host = torch.empty(sum(counts), dtype=torch.int64, device="cpu", pin_memory=on_gpu)
             host.copy_(_on_device([tensors[number] for number in numbers], sum(counts)), non_blocking=True)
             parts.append((host, tuple(zip(numbers, counts, strict=True))))
     return Launched(tuple(parts))

@@ -232,7 +232,7 @@ def _put(home: torch.Tensor, start: int, stop: int, source: torch.Tensor) -> Non
 def _get(home: torch.Tensor, start: int, stop: int) -> memoryview:
     """Read bytes `start` to `stop` of a tensor's row-major order."""
     width = home.element_size()
-    values = torch.empty((stop - start) // width, dtype=home.dtype)
+    values = torch.empty((stop - start) // width, dtype=home.dtype, device="cpu")
     _each(home, start // width, stop // width, values, lambda part, piece: piece.copy_(part))
     return values.view(torch.uint8).numpy().data
 
