@@ -50,10 +50,8 @@ def test_put_again_is_harmless_and_never_changes_bytes(place):
     "sizes",
     [
         (),
-        (0,),
         (1,),
         (3, 0, 5),
-        (MIB,),
         (4096, 4096),
         (5 * MIB + 3, 2 * MIB, 4 * MIB - 1),
         (9 * MIB, 1),
