@@ -200,10 +200,10 @@ def test_a_snapshot_that_is_dropped_is_not_handed_over():
     """A notice came: a newer state is copied at once, and this one must not come after it."""
     script = Script(planted.foreach_step("cpu").states)
     script.safe_point()
-    assert script.overlapping.is_under_way()
+    assert script.overlapping.is_under_way
     assert script.overlapping.give_way(urgent=True, may_wait=True)
     script.finish()
-    assert not script.overlapping.is_under_way()
+    assert not script.overlapping.is_under_way
     (answer,) = script.handed.answers
     assert script.handed.submitted == [] and not answer.retake
 
@@ -215,10 +215,10 @@ def test_a_newer_snapshot_waits_for_the_one_under_way_or_comes_later():
     assert not script.overlapping.give_way(urgent=False, may_wait=False)
     script.copier.copies[0].copy()
     assert script.overlapping.give_way(urgent=False, may_wait=True)
-    assert script.handed.submitted == [1] and not script.overlapping.is_under_way()
+    assert script.handed.submitted == [1] and not script.overlapping.is_under_way
 
 
-def test_steps_wait_only_while_a_copy_is_under_way():
+def test_steps_wait_only_while_a_copy_is_under_way:
     """Afterwards the hook costs nothing, and holds no memory."""
     plant = planted.foreach_step("cpu")
     script = Script(plant.states)

@@ -134,7 +134,7 @@ def test_the_end_of_a_script_waits_for_the_copy_under_way(overlapped):
     number = run.take()
     run.copy()
     run.run.saver.finish()
-    assert not run.overlapping.is_under_way()
+    assert not run.overlapping.is_under_way
     assert run.run.on_store(run.answer(number)) == run.safe
 
 

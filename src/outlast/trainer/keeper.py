@@ -137,7 +137,7 @@ class Keeper:
             self._store_is_lost(epoch, step)
         self._last_ns = now_ns
         self._due_ns, self._due_step = self._saver.due_ns, self._saver.due_step
-        self._attend_ns = min(now_ns + _FLUSH_NS, self._due_ns)
+        self._attend_ns = 0.0 if self._saver.is_copying else min(now_ns + _FLUSH_NS, self._due_ns)
         self.due_next = now_ns + _FLUSH_NS >= self._due_ns or step + 1 >= self._due_step
         if not (self._user_save is None and self.best.due is None and self._saver.prepared):
             self._attend_ns, self.due_next = 0.0, True

@@ -57,9 +57,15 @@ class Overlapping:
         watch.hook_before()
         watch.before_step = self._before_step
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether a copy goes on, as far as this has looked."""
+        return self._copying is not None
+
+    @property
     def is_under_way(self) -> bool:
         """Whether a copy, or its comparison, goes on."""
-        return self._copying is not None or (self._comparing is not None and self._comparing.is_alive())
+        return self.is_copying or (self._comparing is not None and self._comparing.is_alive())
 
     def look(self) -> None:
         """Have a copy that is complete compared, and handed over; called at safe points."""
@@ -80,7 +86,7 @@ class Overlapping:
             urgent: this machine goes: what is under way is thrown away for it.
             may_wait: training may wait until what is under way is handed over.
         """
-        if not self.is_under_way():
+        if not self.is_under_way:
             return True
         if urgent:
             with self._lock:

@@ -234,6 +234,11 @@ class Saver:
                     self._retakes += 1
                     self.redo = replace(taken.order, hold=False)
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether a copy goes on under training, that `settle` has to look at."""
+        return self._overlapping is not None and self._overlapping.is_copying
+
     def finish(self) -> None:
         """Wait until no copy is under way any more."""
         if self._overlapping is not None:
