@@ -4,6 +4,7 @@
 #   make test     all tests
 #   make check    lint, types and all tests
 #   make test-gpu the tests that need a CUDA device; each is skipped by name without one
+#   make bench    what a save costs beside what people use, on this machine (40 minutes; it wants to be quiet)
 #   make soak     hundreds of random schedules of interruptions (half an hour)
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c \
@@ -12,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/ready
 AZURITE := .venv/node_modules/.bin/azurite-blob
 
-.PHONY: drill drill-scripts test test-gpu lint types check
+.PHONY: drill drill-scripts test test-gpu bench lint types check
 .DELETE_ON_ERROR:
 
 drill: $(READY)
@@ -29,6 +30,9 @@ test: $(READY) $(AZURITE)
 # One process: the tests share one device. The torch that pip takes from PyPI is built for CUDA.
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu -v
+
+bench: .venv/ready-bench
+	for what in save.py 'save.py --idle' 'save.py --store s3' lora.py scaling.py; do $(BIN)/python benchmarks/$$what || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -51,6 +55,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet 'torch==2.13.0'
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.venv/ready-bench: $(READY)
+	$(BIN)/pip install --quiet --editable '.[dev,bench]'
 	@touch $@
 
 # Azure's emulator, for the tests of the stores.
