@@ -125,6 +125,7 @@ def save_all(folder: Path, small: bool) -> None:
     for path in (*files(folder / "torch"), *files(folder / "dcp")):
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    made.optimizer.zero_grad()  # no peer saves gradients
     about = {"state_bytes": made.state_bytes, "digest": digest_of(made.state())}
     (folder / "about.json").write_text(json.dumps(about))
     run = outlast.Run(str(folder / "outlast"), model=made.model, optimizer=made.optimizer, save_every="10h")
@@ -218,6 +219,7 @@ def from_arena(folder: Path, small: bool) -> None:
     if killed.exists():
         _print(made, _ours(made, str(folder / "arena")))
     made.step()
+    made.optimizer.zero_grad()
     run = outlast.Run(str(folder / "arena"), model=made.model, optimizer=made.optimizer, save_every="10h")
     run.save()
     killed.write_text("")
