@@ -88,7 +88,7 @@ class Holdings:
         """
         segments = {info.key: info.size_bytes for info in self._store.list("segments/")}
         flight = in_flight()
-        folders = dict(sorted(catalog.folders(self._store).items()))
+        folders = {id: frozenset(names) for id, names in sorted(catalog.folders(self._store).items())}  # noqa: A001
         whole, damaged, loose = dict[CheckpointId, Contents](), set[CheckpointId](), {}
         for id, names in folders.items():  # noqa: A001
             if "commit.json" not in names:
