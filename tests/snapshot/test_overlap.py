@@ -218,7 +218,7 @@ def test_a_newer_snapshot_waits_for_the_one_under_way_or_comes_later():
     assert script.handed.submitted == [1] and not script.overlapping.is_under_way
 
 
-def test_steps_wait_only_while_a_copy_is_under_way:
+def test_steps_wait_only_while_a_copy_is_under_way():
     """Afterwards the hook costs nothing, and holds no memory."""
     plant = planted.foreach_step("cpu")
     script = Script(plant.states)
