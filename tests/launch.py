@@ -208,8 +208,11 @@ class Lab:
         """The commits on the store, oldest first, with the position that their manifest names."""
         found = []
         for path in sorted((self.folder / "store" / name / "checkpoints").glob("*/commit.json")):
-            commit = json.loads(path.read_bytes())
-            manifest = json.loads((path.parent / "rank-00000.json").read_bytes())
+            try:
+                commit = json.loads(path.read_bytes())
+                manifest = json.loads((path.parent / "rank-00000.json").read_bytes())
+            except FileNotFoundError:
+                continue  # an old one, deleted just now
             found.append({**commit, "position": manifest["position"], "folder": path.parent})
         return sorted(found, key=lambda c: (c["attempt"], c["step"], c["repeat"]))
 

@@ -176,7 +176,10 @@ def commits(root: Path) -> list[tuple[int, int, Path]]:
     """(attempt, step, folder) of every checkpoint that exists, oldest first."""
     found = []
     for path in root.glob("checkpoints/*/commit.json"):
-        commit = json.loads(path.read_bytes())
+        try:
+            commit = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            continue  # an old one, deleted just now
         found.append((commit["attempt"], commit["step"], path.parent))
     return sorted(found)
 
