@@ -162,3 +162,14 @@ def test_a_parameter_that_shares_memory_with_a_trained_one_is_copied(inside):
     with torch.no_grad():
         model[0].weight.add_(1)
     assert run.on_store(run.save()) == run.live()
+
+
+def test_a_frozen_parameter_in_another_order_of_memory_is_copied_and_not_written_again(inside):
+    """Convolutions in channels-last: their bytes are put in order on the way into the arena, and referred to."""
+    torch.manual_seed(6)
+    model = nn.Conv2d(64, 64, 3, bias=False).to(memory_format=torch.channels_last).requires_grad_(False)
+    assert not model.weight.is_contiguous()
+    run = inside({"model": model})
+    for _ in range(2):
+        assert run.on_store(run.save()) == run.live()
+    assert run.written_bytes() == 0

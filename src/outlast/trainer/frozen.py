@@ -50,8 +50,14 @@ def stored(checkpoint: str | None, records: Sequence[TensorRecord]) -> Stored | 
     )
 
 
-def frozen_names(states: Json) -> set[str]:
-    """Names of the tensors that are frozen parameters of modules, in what `capture_states` returned."""
+def frozen_names(states: Json, entries: Mapping[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors that are frozen parameters of modules, and can be looked at where they lie.
+
+    Args:
+        states: what `capture_states` returned.
+        entries: the tensors that it refers to. One that does not lie in row-major order would have to be copied to be
+            digested, so it may as well be copied into the arena.
+    """
     frozen: set[str] = set()
     changing: set[str] = set()
     for state in states.values():
@@ -61,28 +67,21 @@ def frozen_names(states: Json) -> set[str]:
         for key, value in state["entries"]:
             if type(value) is dict and "tensor" in value:
                 (frozen if key in names else changing).add(value["tensor"][0])
-    return frozen - changing  # of a memory that two parameters share, one may be trained
+    # Of a memory that two parameters share, one may be trained.
+    return {name for name in frozen - changing if entries[name].is_contiguous()}
 
 
 def frozen_digests(
     entries: Mapping[str, torch.Tensor], names: AbstractSet[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Digest those of the named tensors whose bytes can be read where they lie: on the CPU, in row-major order."""
-    here = [
-        name
-        for name in entries
-        if name in names and entries[name].device.type == "cpu" and entries[name].is_contiguous()
-    ]
+    """Digest those of the named tensors that lie on the CPU."""
+    here = [name for name in entries if name in names and entries[name].device.type == "cpu"]
     return dict(zip(here, chunk_digests([entries[name] for name in here]), strict=True))
 
 
 def frozen_prints(entries: Mapping[str, torch.Tensor], names: AbstractSet[str]) -> dict[str, Print]:
-    """Fingerprint those of the named tensors that lie on a GPU, in row-major order, where they are."""
-    there = [
-        name
-        for name in entries
-        if name in names and entries[name].device.type == "cuda" and entries[name].is_contiguous()
-    ]
+    """Fingerprint those of the named tensors that lie on a GPU, where they are."""
+    there = [name for name in entries if name in names and entries[name].device.type == "cuda"]
     return dict(zip(there, fingerprints([entries[name] for name in there]), strict=True))
 
 

@@ -147,8 +147,12 @@ class Keeper:
         """What is to be saved at this safe point: what was asked for, a best value, what must be taken again, an interval."""
         redo, best = self._saver.redo, self.best.due
         if self._user_save is not None or best is not None:
-            pinned = bool(self._user_save) or (redo is not None and redo.pinned)
-            return Order(step, Reason.USER, pinned=pinned, best=best)
+            order = Order(step, Reason.USER, pinned=bool(self._user_save), best=best)
+            if redo is None:
+                return order
+            return replace(
+                order, pinned=order.pinned or redo.pinned, best=redo.best if best is None else best
+            )
         if redo is not None:
             return replace(redo, step=step)
         if now_ns >= self._saver.due_ns or step >= self._saver.due_step:

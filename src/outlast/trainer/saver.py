@@ -170,7 +170,7 @@ class Saver:
         with _no_collection(), torch.no_grad():
             table = TensorTable()
             whole = self._gather(table)
-            frozen = frozen_names(whole.tree["states"])
+            frozen = frozen_names(whole.tree["states"], table.entries)
             plain = self._layout_of(table, frozen)
             prints = frozen_prints(table.entries, frozen)
             base = None if self._link.page is None or self._link.page[Word.WHOLE] else self._stored
@@ -270,7 +270,7 @@ class Saver:
         with _no_collection(), torch.no_grad():
             table = TensorTable()
             whole = self._gather(table)
-            self._room.make(self._layout_of(table, frozen_names(whole.tree["states"])))
+            self._room.make(self._layout_of(table, frozen_names(whole.tree["states"], table.entries)))
 
     def _copy(
         self, order: Order, table: TensorTable, marked: Layout, targets: Sequence[torch.Tensor]
