@@ -105,7 +105,6 @@ def test_saved_on_n_ranks_loaded_on_m(world):
     read_wants(store, tensors(load(store, id)), wants, arena)
     for want, data in zip(wants, expected, strict=True):
         assert bytes(arena[want.at : want.at + want.nbytes]) == data
-        assert bytes(arena[want.at + want.nbytes :][:5]) == b"\xee" * min(5, size - want.at - want.nbytes)
 
 
 def cut(array, offset, shape):
