@@ -55,7 +55,9 @@ def retaining():
             note=lambda kind, **fields: notes.append((kind, fields)),
         )
         one = Saver(store, record, make_room=retention.make_room)
-        one.persister._hooks = dataclasses.replace(one.persister._hooks, committed=retention.committed)
+        one.persister._hooks = dataclasses.replace(
+            one.persister._hooks, committed=retention.committed, settle=retention.settle
+        )
         retention.start(one.persister.in_use)
         made.append((one, retention))
         one.retention, one.pruner_said, one.notes = retention, said, notes
@@ -79,6 +81,22 @@ def test_the_newest_stay_and_the_rest_goes(retaining):
         assert restore(store, id_of(step)) == state_of(step, SIZES)
     assert sum(len(fields["checkpoints"]) for _, fields in one.notes) == 27
     assert one.pruner_said == []
+
+
+def test_saves_that_follow_each_other_at_once_do_not_outrun_it(retaining):
+    """With everything changing the store never holds more than what is kept and two, at any write."""
+    worst = 0
+
+    class Watched(Deleting):
+        def write(self, key, parts):
+            nonlocal worst
+            super().write(key, parts)
+            worst = max(worst, stored(self))
+
+    one = retaining(Watched())
+    for step in range(1, 200):
+        one.save(step, state_of(step, SIZES))
+    assert worst == (3 + 2) * SIZES["weight"]
 
 
 def test_a_full_disk_is_pruned_before_a_save_fails(retaining):

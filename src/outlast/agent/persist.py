@@ -182,8 +182,14 @@ class Persister:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or bool(self._queue))
+                is_patient = not self._hurried and all(can_wait(task) for task in self._queue)
+            if is_patient:
+                self._hooks.settle()
+            with self._changed:
                 if self._stopped:
                     return
+                if not self._queue:  # it was given back
+                    continue
                 task = max(self._queue, key=urgency)
                 self._queue.remove(task)
                 self._writing = task

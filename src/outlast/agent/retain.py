@@ -23,6 +23,10 @@ from outlast.store.base import Store
 RETRY_S = 60.0
 """Shortest wait between two rounds without a commit between them."""
 
+SETTLE_S = 1.0
+"""Longest wait of an interval save for the round after the one before: some ms on a disk, some requests in a bucket. Only saves that
+follow each other at once ever wait, which keeps the store from filling faster than it is emptied."""
+
 
 class Retention:
     """Keeps what `Keep` asks for and deletes the rest, a round after each commit.
@@ -55,6 +59,7 @@ class Retention:
         self._round = threading.Lock()
         self._changed = threading.Condition()
         self._is_due = True
+        self._is_busy = False
         self._stop_at_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="outlast-retain", daemon=True)
 
@@ -75,6 +80,13 @@ class Retention:
         plan = self._prune(at_once=True)
         return plan is not None and not plan.is_empty
 
+    def settle(self) -> None:
+        """Wait until no round is due or under way, for `SETTLE_S` at most."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not (self._is_due or self._is_busy) or self._stop_at_s is not None, SETTLE_S
+            )
+
     def stop(self, within_s: float) -> None:
         """End. What became due is still deleted if that is done within so many seconds."""
         with self._changed:
@@ -89,8 +101,11 @@ class Retention:
                 self._changed.wait_for(lambda: self._is_due or self._stop_at_s is not None, self._wait_s())
                 if self._stop_at_s is not None and not self._is_due:
                     return
-                self._is_due = False
+                self._is_due, self._is_busy = False, True
             self._prune(at_once=False)
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
 
     def _wait_s(self) -> float:
         """Until something that waits may go, or a round that failed is tried again."""

@@ -269,6 +269,7 @@ class Session:
             say=self._say,
             committed=retention.committed,
             make_room=retention.make_room,
+            settle=retention.settle,
         )
         persister = Persister(
             store,

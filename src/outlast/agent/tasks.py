@@ -60,6 +60,7 @@ class Hooks:
         say: a line for whoever watches.
         committed: a checkpoint has become durable; must return at once.
         make_room: the store is full: delete what may go; False if nothing could.
+        settle: a save that nobody waits for is about to begin: wait, not for long, until what the last one pushed out is deleted.
     """
 
     answer: Callable[[Saved], None]
@@ -67,6 +68,7 @@ class Hooks:
     say: Callable[[str], None]
     committed: Callable[[CheckpointId, Manifest], None] = lambda *_: None
     make_room: Callable[[], bool] = lambda: False
+    settle: Callable[[], None] = lambda: None
 
 
 def can_wait(task: Task) -> bool:
