@@ -119,6 +119,15 @@ def committed(store: Store) -> list[CheckpointId]:
     return [id for id, names in folders(store).items() if "commit.json" in names]  # noqa: A001
 
 
+def is_committed(store: Store, id: CheckpointId) -> bool:  # noqa: A002 - the field's name
+    """Whether the checkpoint has a commit, still: a run deletes old ones while others look at them."""
+    try:
+        store.get(id.commit_key)
+    except ObjectMissing:
+        return False
+    return True
+
+
 def uncommitted(store: Store) -> list[CheckpointId]:
     """Return every checkpoint that was begun and has no commit, newest first."""
     return [id for id, names in folders(store).items() if "commit.json" not in names]  # noqa: A001

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from outlast._errors import ObjectMissing
 from outlast._types import FORMAT_VERSION
+from outlast.checkpoint.catalog import is_committed
 from outlast.checkpoint.manifest import CheckpointId, parse_checkpoint_name, seal
 from outlast.store.base import Store
 
@@ -41,13 +41,10 @@ def pin(store: Store, run_id: str, id: CheckpointId, utc: str) -> bool:  # noqa:
     """Pin a checkpoint; pinning it twice is harmless. False, and no new pin is left, where it has no commit."""
     record = PinRecord(format=FORMAT_VERSION, run_id=run_id, checkpoint=id.name, pinned_utc=utc)
     is_new = store.create(pin_key(id), seal(record))
-    try:
-        store.get(id.commit_key)
-    except ObjectMissing:
-        if is_new:
-            store.delete([pin_key(id)])
-        return False
-    return True
+    is_there = is_committed(store, id)
+    if is_new and not is_there:
+        store.delete([pin_key(id)])
+    return is_there
 
 
 def unpin(store: Store, id: CheckpointId) -> bool:  # noqa: A002 - the field's name

@@ -50,7 +50,8 @@ def list_(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False)
     by_hand = pins.pinned(store)
     with ThreadPoolExecutor(LOADS, "outlast-list") as pool:
         found = catalog.committed(store)
-        rows = list(pool.map(lambda checkpoint: _row(store, checkpoint, checkpoint in by_hand), found))
+        made = list(pool.map(lambda checkpoint: _row(store, checkpoint, checkpoint in by_hand), found))
+    rows = [row for row in made if row is not None]
     on_store = sum(info.size_bytes for info in store.list())
     if json:
         print_json(
@@ -115,6 +116,8 @@ def verify(
             faults = catalog.verify(store, each)
         except FormatTooNew as error:
             faults = [str(error)]
+        if faults and checkpoint is None and not catalog.is_committed(store, each):
+            continue  # the run has deleted it meanwhile
         rows.append({"checkpoint": each.name, "step": each.step, "faults": faults})
         result = text("\n".join(faults), "red") if faults else text("whole", "green")
         shown.add_row(each.name, str(each.step), result)
@@ -129,8 +132,8 @@ def verify(
         sys.exit(1)
 
 
-def _row(store: Store, checkpoint: CheckpointId, pinned_by_hand: bool) -> dict[str, Json]:
-    """What `list` says about one checkpoint; the same fields whether it can be read or not.
+def _row(store: Store, checkpoint: CheckpointId, pinned_by_hand: bool) -> dict[str, Json] | None:
+    """What `list` says about one checkpoint; the same fields whether it can be read or not. None: it was deleted just now.
 
     `bytes_shared` lie in segments that earlier saves wrote; `best` is the metric that was the best so far with it.
     """
@@ -152,7 +155,7 @@ def _row(store: Store, checkpoint: CheckpointId, pinned_by_hand: bool) -> dict[s
         loaded = catalog.load(store, checkpoint)
         records = catalog.tensors(loaded)
     except (ObjectMissing, ObjectDamaged, FormatTooNew) as error:
-        return row | {"fault": str(error)}
+        return row | {"fault": str(error)} if catalog.is_committed(store, checkpoint) else None
     head = loaded.commit
     chunks = [chunk for record in records for held in record.slices for chunk in held.chunks]
     best = next((manifest.best for manifest in loaded.manifests if manifest.best is not None), None)

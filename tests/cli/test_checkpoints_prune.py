@@ -207,3 +207,18 @@ def test_list_says_what_is_shared_best_and_on_the_store(store, capsys):
     assert found["checkpoints"][0]["best"] == {"metric": "loss", "mode": "min", "value": 0.5}
     assert found["checkpoints"][0]["bytes_shared"] == 0
     assert "On the store:" in call(capsys, "list", "gpt")
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_what_the_run_deletes_meanwhile_is_not_called_damaged(store, capsys, monkeypatch, command):
+    """A live run prunes while somebody looks: what is gone is left out, and no fault."""
+    load = catalog.load
+
+    def meanwhile(store, id):
+        if id.step == 2:
+            store.delete([id.commit_key, id.manifest_key(0)])
+        return load(store, id)
+
+    monkeypatch.setattr(catalog, "load", meanwhile)
+    found = json.loads(call(capsys, command, "gpt", "--json"))["checkpoints"]
+    assert [row["step"] for row in found] == [6, 5, 4, 3, 1]
