@@ -76,7 +76,7 @@ PATCHES = {
     "optimizer buffer missing": {"outlast.trainer.resume": optimizer_buffer_missing},
     "restoring switched off": {"outlast.checkpoint.catalog": restoring_switched_off},
     "saves never committed": {
-        "outlast.agent.persist": saves_never_committed,
+        "outlast.agent.once": saves_never_committed,
         "outlast.checkpoint.catalog": saves_never_committed,
     },
     "notices ignored": {
