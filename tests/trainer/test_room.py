@@ -102,10 +102,13 @@ def test_a_thousand_saves_take_no_more_memory_than_some(inside):
     state_bytes = MB // 4
     run = inside(one_buffer(state_bytes))
     held = []
-    for number in range(1, 1001):
-        run.states["model"].x[: number % 50 + 1] = number % 256
-        run.save(Reason.INTERVAL)
-        if number in (300, 1000):
+    for step in range(1, 1001):
+        run.states["model"].x[: step % 50 + 1] = step % 256
+        run.step = step
+        number = run.saver.take(Order(step, Reason.USER))  # waits until one of the arenas is free
+        assert number is not None
+        if step in (300, 1000):
+            assert run.answer(number).checkpoint is not None
             gc.collect()
             held.append([memory(pid) for pid in (os.getpid(), run._trainer.agent)])
     for arena in run.saver._room._arenas.values():
