@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from field.torchless import read_tensors
 from outlast._types import Reason
 from outlast.trainer import saver as module
 
@@ -119,3 +120,40 @@ def test_every_dtype_and_layout_passes_its_own_verification(inside):
         model.register_buffer(name, tensor)
     run = inside({"model": model}, verify=True)
     assert run.on_store(run.save()) == run.live()
+
+
+SCRIPT = """
+import sys, torch, outlast
+from outlast.trainer import saver
+
+wrong, stage = int(sys.argv[1]), saver.stage
+
+def stale(*arguments, **options):
+    global wrong
+    wrong -= 1
+    if wrong < 0:
+        stage(*arguments, **options)
+
+saver.stage = stale
+model = torch.nn.Linear(8, 8)
+run = outlast.Run("run", model=model)
+for _ in run.steps(3):
+    with torch.no_grad():
+        model.weight += 1
+open("weight", "wb").write(model.weight.detach().numpy().tobytes())
+"""
+
+
+@pytest.mark.parametrize(("wrong", "code"), [(2, 0), (99, 74)])
+def test_the_last_save_is_taken_again_on_the_spot(lab, wrong, code):
+    """Two more times; exit 0 only once the state that it ended with is durable, else 74 with the tensor's name."""
+    script = lab.source(SCRIPT, str(wrong), OUTLAST_VERIFY_SNAPSHOTS=1)
+    assert script.wait() == code, script.text
+    commits = lab.commits()
+    if code:
+        assert not commits
+        assert "step 3 was not saved" in script.text and "model/weight" in script.text
+        return
+    assert commits[-1]["finished"]
+    stored = read_tensors(commits[-1]["folder"])
+    assert stored["model/weight"] == (lab.folder / "weight").read_bytes()
