@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -73,19 +74,22 @@ def measure_once(name: str, options: argparse.Namespace, folder: Path) -> dict[s
                 text=True,
             )
         told: dict[str, list[dict[str, Any]]] = {"training": [], "save": [], "done": []}
-        for line in process.stdout:
-            if line.startswith('{"kind"'):
-                what = json.loads(line)
-                told[what["kind"]].append(what)
-                if what["kind"] == "done":
-                    break
-        if not told["done"]:
-            log_text = (folder / "log").read_text(errors="replace")
-            msg = f"{name} failed with exit code {process.wait()}:\n{log_text[-3000:]}"
-            raise SystemExit(msg)
-        arenas = memory.arenas(told["training"][0]["state_bytes"] // 2)
-        memory.close()
-        process.communicate("\n")
+        try:
+            for line in process.stdout:
+                if line.startswith('{"kind"'):
+                    what = json.loads(line)
+                    told[what["kind"]].append(what)
+                    if what["kind"] == "done":
+                        break
+            if not told["done"]:
+                log_text = (folder / "log").read_text(errors="replace")
+                msg = f"{name} failed with exit code {process.wait()}:\n{log_text[-3000:]}"
+                raise SystemExit(msg)
+            arenas = memory.arenas(told["training"][0]["state_bytes"] // 2)
+            process.communicate("\n")
+        finally:
+            process.kill()
+            memory.close()
     training, done = told["training"][0], told["done"][0]
     alone = memory.peak(training["start"], training["end"])
     return {
@@ -209,7 +213,13 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def end_clean() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: with what it started, and without what it wrote."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def main() -> None:
+    end_clean()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--idle", action="store_true", help="no training while a save is under way")

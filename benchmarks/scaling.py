@@ -23,7 +23,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from save import SETTLE_S, measure_once
+from save import SETTLE_S, end_clean, measure_once
 from watch import files_below
 
 SIZES = {"10 MB": 10**7, "100 MB": 10**8, "1 GB": 10**9, "5 GB": 5 * 10**9}
@@ -130,6 +130,7 @@ def main() -> None:
         saver, folder, sizes = json.loads(options.restore)
         print("\n" + json.dumps(restore(saver, Path(folder), sizes)), flush=True)
         os._exit(0)  # nothing is trained here, so there is nothing to end
+    end_clean()
     options.store, options.device, options.idle = "file", "cpu", False
     root = Path(tempfile.mkdtemp(prefix="outlast-scaling-", dir=options.folder))
     results = []
