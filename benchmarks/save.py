@@ -89,7 +89,8 @@ def measure_once(name: str, options: argparse.Namespace, folder: Path) -> dict[s
             process.communicate("\n")
         finally:
             process.kill()
-            memory.close()
+            process.wait()
+            memory.close()  # waits for an agent, which writes a last word after its trainer
     training, done = told["training"][0], told["done"][0]
     alone = memory.peak(training["start"], training["end"])
     return {

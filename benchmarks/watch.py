@@ -22,6 +22,8 @@ FIND_S = 0.5
 """Between two searches for processes that are new."""
 SMALL_BYTES = 1 << 16
 """What trainer and agent share beside arenas is smaller."""
+GONE_S = 30.0
+"""Longest wait for the processes of a measurement to end."""
 MARK = "OUTLAST_BENCHMARK_MARK"
 """Environment variable by which the processes of one measurement are found, whoever started them."""
 
@@ -91,8 +93,12 @@ class Memory:
         return sum(nbytes >= least_bytes for nbytes in held)
 
     def close(self) -> None:
+        """Sample no more, and wait until no marked process is left."""
         self._stop.set()
         self._thread.join()
+        deadline = time.monotonic() + GONE_S
+        while self._pids() and time.monotonic() < deadline:
+            time.sleep(SAMPLE_S)
 
     def _pids(self) -> list[int]:
         found = []
