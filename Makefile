@@ -4,7 +4,7 @@
 #   make test     all tests
 #   make check    lint, types and all tests
 #   make test-gpu the tests that need a CUDA device; each is skipped by name without one
-#   make bench    what a save costs beside what people use, on this machine (40 minutes; it wants to be quiet)
+#   make bench    what a save costs beside what people use, on this machine, which must do nothing else
 #   make soak     hundreds of random schedules of interruptions (half an hour)
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c \

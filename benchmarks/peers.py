@@ -23,7 +23,7 @@ from watch import Commits
 from work import NO_GUARD
 
 THREADS = 2
-"""Writing threads that a peer is given where it takes a number, as many as Outlast uses."""
+"""Writing threads that a peer is given where it takes a number: one for each core of the machine of the issue's table."""
 
 State = dict[str, Any]
 
