@@ -22,6 +22,8 @@ LARGE_BYTES = 4 * 10_000**2
 """A state that is larger than all that a restore may take."""
 RESTORE_BYTES = 256 << 20
 """What a restore may take, in each of the two processes; most of it are pages that they share."""
+FEW_FILES = 8
+"""Folders and files that a save and a prune may have open; 250 saves that leaked one each would be far beyond."""
 AGENT_BYTES = 64 << 20
 """An agent that holds nothing: the interpreter and the store's client."""
 
@@ -177,7 +179,7 @@ def test_buffers_leaked_a_little_with_every_save(trainer):
     bytes_before, files_before, mapped_before = held()
     save(50, 300)
     bytes_after, files_after, mapped_after = held()
-    assert files_after <= files_before + 1  # one may be open at that moment
+    assert files_after <= files_before + FEW_FILES  # some may be open at that moment
     assert bytes_after - bytes_before < 250 * 65536 / 8, (
         "250 saves left less than an eighth of what they saved"
     )
