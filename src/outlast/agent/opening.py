@@ -130,8 +130,6 @@ class Opening:
             faults.append(f"{checkpoint.name}: {bad[0]}")
         if candidates and catalog.committed(self._store) != candidates:
             return None  # an attempt that lives, and is taken over from, has saved and pruned meanwhile
-        if candidates and catalog.committed(self._store) != candidates:
-            return None  # an attempt that lives, and is taken over from, has saved and pruned meanwhile
         if candidates:
             lines = "\n".join(f"  {fault}" for fault in faults)
             msg = (
