@@ -67,7 +67,7 @@ def test_gradients_that_the_loop_drops_are_left_out_when_a_save_is_due(due):
         watch.mark()
         states["opt"].zero_grad()
         backward(states["model"])
-        watch.due = due
+        watch.is_due = lambda due=due: due
         states["opt"].step()
     assert pending(watch) == ({} if due else {"opt": [0, 1]})
     watch.mark()
@@ -78,7 +78,7 @@ def test_gradients_added_after_the_step_are_pending():
     """The loop steps, then already gathers for the next step before it asks for a batch."""
     states = linear()
     watch = StepWatch(states)
-    watch.due = True
+    watch.is_due = lambda: True
     for _ in range(3):
         watch.mark()
         states["opt"].zero_grad()
@@ -96,7 +96,7 @@ def test_gradients_that_the_loop_may_read_again_are_pending(clear):
     """A loop that never clears them, sets them to zero in place, or drops them only at some steps."""
     states = linear()
     watch = StepWatch(states)
-    watch.due = True
+    watch.is_due = lambda: True
     for step in range(5):
         watch.mark()
         if clear == "zeros":
@@ -132,7 +132,7 @@ def test_a_gan_with_two_accumulation_lengths_continues_exactly(at, due):
     """Saved after any batch: the other optimizer's gradients, half gathered, are part of it."""
     states, fresh = gan(), gan()
     watch, other = StepWatch(states), StepWatch(fresh)
-    watch.due = due
+    watch.is_due = lambda due=due: due
     for number in range(at):
         watch.mark()
         gan_batch(states, number)
@@ -180,7 +180,7 @@ def test_a_gradient_that_one_of_two_optimizers_still_needs_is_pending():
     model = nn.Linear(3, 2)
     states = {"done": optim.SGD(model.parameters(), 0.1), "needs": optim.SGD([model.bias], 0.1)}
     watch = StepWatch(states)
-    watch.due = True
+    watch.is_due = lambda: True
     for _ in range(3):
         watch.mark()
         model.zero_grad()
@@ -244,7 +244,7 @@ def test_where_steps_cannot_be_observed_every_boundary_counts(kind):
     """And all gradients are pending: always a consistent state. The user is told."""
     model = nn.Linear(3, 2)
     watch = StepWatch({"model": model, "opt": unobservable(kind, model)})
-    watch.due = True
+    watch.is_due = lambda: True
     backward(model)
     watch.mark()
     assert watch.stepped() and pending(watch) == {"opt": [0, 1]}
@@ -286,7 +286,7 @@ def test_a_compiled_step_is_seen(how, kind):
     if how == "replaced":
         optimizer.step = step
     for due in (False, True, False):
-        watch.due = due
+        watch.is_due = lambda due=due: due
         backward(model)
         before = model.weight.detach().clone()
         step()
@@ -331,7 +331,7 @@ def test_watching_breaks_no_compiled_graph():
     watch = StepWatch({"opt": optimizer})
     step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
     for due in (True, False, True):
-        watch.due = due
+        watch.is_due = lambda due=due: due
         watch.mark()
         optimizer.zero_grad()
         backward(model)
@@ -344,7 +344,7 @@ def test_watching_holds_no_gradient_alive():
     """One that the loop has dropped is freed at once."""
     states = linear()
     watch = StepWatch(states)
-    watch.due = True
+    watch.is_due = lambda: True
     backward(states["model"])
     states["opt"].step()
     gradient = weakref.ref(states["model"].weight.grad)

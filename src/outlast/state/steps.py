@@ -34,14 +34,14 @@ class StepWatch:
     a consistent state. So it is where no optimizer was handed in at all.
 
     Attributes:
-        due: set by the caller while a save is wanted. Only then a step remembers its gradients, so that those that
-            the loop will drop unread need not be saved; without it, all that are there are.
+        is_due: asked at each step whether the next boundary may save. Only then a step remembers its gradients, so that
+            those that the loop will drop unread need not be saved; without it, all that are there are.
         notes: lines for the user, about optimizers whose steps cannot be observed.
         before_step: called in front of each step that calls its hooks, once `hook_before` was.
     """
 
     def __init__(self, states: Mapping[str, object]) -> None:
-        self.due = False
+        self.is_due: Callable[[], bool] = lambda: False
         self.before_step: Callable[[], None] | None = None
         self._optimizers = [
             _Watched(name, state, weakref.ref(self)) for name, state in states.items() if _is_optimizer(state)
@@ -205,7 +205,7 @@ class _Watched:
             self.captured = True
         self._watch_drops()
         watch = self._watch()
-        if watch is not None and watch.due:
+        if watch is not None and watch.is_due():
             self.after_step = [
                 (p, TensorWeakRef(p.grad), _version(p.grad)) for p in self.parameters() if p.grad is not None
             ]

@@ -103,6 +103,7 @@ class Loop:
             stored=stored,
             overlapping=Overlapping(link, states, watch, DeviceCopier()) if overlaps else None,
         )
+        watch.is_due = lambda: self.keeper.due_next or self.keeper.should_stop()
         if resumed is not None:
             self._continue(resumed)
 
@@ -170,7 +171,6 @@ class Loop:
         self.step += 1
         self.keeper.safe_point(self.epoch, self.step)
         self._watch.mark()
-        self._watch.due = self.keeper.due_next
 
     def close_epoch(self) -> None:
         """The body of an epoch is over: what its tail changed belongs to the next epoch's beginning."""
