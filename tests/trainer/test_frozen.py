@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from inside import Inside
 from launch import eventually
 from outlast.agent.control import Word
 from outlast.agent.protocol import UNCOPIED
+from outlast.snapshot import arena as arenas
 
 BASE = 700
 """Width of the frozen layers: 2 x 1.96 MB in float32."""
@@ -96,6 +99,24 @@ def test_the_memory_of_what_is_left_uncopied_is_given_back(run):
     assert taken_bytes(run)
     for nbytes in taken_bytes(run).values():
         assert nbytes <= 1.1 * trained_bytes(run)
+
+
+def test_what_is_copied_in_another_layout_waits_until_that_memory_is_given_back(inside, monkeypatch):
+    """A parameter that is trained from now on lies where the frozen ones lay, whose memory goes in the background."""
+    run = inside(adapted(), host_memory_bytes=8 * 10**6)
+    run.save()
+    copied = threading.Event()
+    punch, submit = arenas._punch, run.link.submit
+
+    def hand_over_late(snapshot):
+        copied.set()
+        time.sleep(0.2)
+        submit(snapshot)
+
+    monkeypatch.setattr(arenas, "_punch", lambda *where: (copied.wait(0.5), punch(*where)))
+    run.link.submit = hand_over_late
+    run.states["model"].base[0].requires_grad_(True)
+    assert run.on_store(run.save()) == run.live()
 
 
 @pytest.mark.parametrize("how", ["data", "ctypes", "in place", "replaced"])

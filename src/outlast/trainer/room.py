@@ -106,9 +106,9 @@ class Room:
         arena = self._arenas.get(index)
         if arena is None or arena.size_bytes < layout.size_bytes:
             arena = self._make(index, self._planned(layout, index).arena_bytes)
-        if lasting:
-            arena.settle()
         known = self._looks.get(index)
+        if lasting or known is None or known[0] is not layout:
+            arena.settle()  # in another layout what is copied may lie where the lasting part was
         if known is None or known[0] is not layout:
             self._pin(index, layout)
             known = self._looks[index] = (layout, looks(layout, arena))
@@ -153,9 +153,11 @@ class Room:
         pin = self._pins.pop(index, None)
         if pin is not None:
             pin.release()
-        old = self._arenas.pop(index, None)
+        arena = Arena.create(size_bytes)
+        self._link.add_arena(
+            index, arena
+        )  # first: an agent that is started just now is handed what stands there
+        old, self._arenas[index] = self._arenas.get(index), arena
         if old is not None:
             old.close()
-        arena = self._arenas[index] = Arena.create(size_bytes)
-        self._link.add_arena(index, arena)
         return arena
