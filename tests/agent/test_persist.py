@@ -187,6 +187,18 @@ def test_every_so_many_saves_one_is_written_in_full(saver):
     assert manifest(store, name)["saves_since_full"] == 0
 
 
+def test_an_emergency_save_is_not_the_one_that_is_written_in_full(saver):
+    """It has a deadline: the next one is."""
+    store, state = MemoryStore(), state_of(1, SIZES)
+    one = saver(store, full=FullEvery(saves=1))
+    one.save(1, state)
+    assert one.page[Word.WHOLE] == 1
+    name = one.save(2, state, reason=Reason.EMERGENCY)
+    assert manifest(store, name)["saves_since_full"] == 1
+    assert one.page[Word.WHOLE] == 1
+    assert manifest(store, one.save(3, state))["saves_since_full"] == 0
+
+
 def test_a_save_in_full_is_due_after_a_time_too(saver):
     """Counted in seconds since the last one; the attempt after counts on from there."""
     store, state = MemoryStore(), state_of(1, SIZES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from outlast._errors import ObjectDamaged, ObjectMissing, OutlastError
+from outlast._types import Reason
 from outlast.agent.protocol import Snapshot
 from outlast.checkpoint import catalog
 from outlast.checkpoint.base import Base, base_of
@@ -96,7 +97,8 @@ class Bases:
             StoreError: the checkpoint that stands for what was not copied cannot be read now.
         """
         if all(placed.at >= 0 for placed in snapshot.tensors):
-            return () if self.full_is_due else self._bases
+            # One that is saved against a deadline is not the one that is written in full.
+            return () if self.full_is_due and snapshot.reason is not Reason.EMERGENCY else self._bases
         if snapshot.base is not None and snapshot.base not in self.names:
             try:
                 self._load(snapshot.base)
