@@ -83,6 +83,15 @@ def test_with_memory_for_one_arena_a_save_waits_for_the_one_before(inside, capsy
     assert run.on_store(run.save()) == run.live()
 
 
+def test_what_is_held_makes_way_for_a_save_that_is_waited_for(inside):
+    """With one arena nothing else would ever free it: what is held becomes durable only when the script has ended."""
+    run = inside(one_buffer(10 * MB), host_memory_bytes=15 * MB)
+    for reason in (Reason.USER, Reason.FINAL):
+        run.step += 1
+        assert run.saver.take(Order(run.step, Reason.INTERVAL, hold=True))
+        assert run.on_store(run.save(reason)) == run.live()
+
+
 def test_a_state_that_grows_gets_larger_arenas_within_the_cap(inside):
     """Two small ones, then one that is larger, then a refusal with the numbers."""
     cap = 25 * MB

@@ -29,9 +29,13 @@ for step in run.steps(10**9):
 def broken(lab):
     """Start the script with an option, and break its store once two steps are durable; what repairs it."""
 
-    def start(option: str):
+    def start(option: str, more: str = ""):
         script = lab.source(
-            SCRIPT, option, OUTLAST_STORE_PATIENCE_S="1", OUTLAST_SAVE_EVERY="1 steps", OUTLAST_GRACE_S="2"
+            SCRIPT + more,
+            option,
+            OUTLAST_STORE_PATIENCE_S="1",
+            OUTLAST_SAVE_EVERY="1 steps",
+            OUTLAST_GRACE_S="2",
         )
         lab.committed(2)
         segments = lab.folder / "store/run/segments"
@@ -93,3 +97,15 @@ def test_continue_trains_on_and_catches_up(lab, broken):
     eventually("it trains on", lambda: last_step(lab) > before + 5)
     repair()
     lab.committed(last_step(lab))
+
+
+def test_saves_that_are_asked_for_do_not_hold_training_either(lab, broken):
+    """Both arenas are taken by such saves: the third waits for a later safe point, not for the store."""
+    script, repair = broken("continue", "    if step % 5 == 4: run.save()\n")
+    script.says("is not durable")
+    before = last_step(lab)
+    eventually("it trains on", lambda: last_step(lab) > before + 30, lab.said)
+    repair()
+    lab.committed(last_step(lab))
+    script.kill(signal.SIGTERM)
+    assert script.wait() == 75, script.text

@@ -252,7 +252,7 @@ class Keeper:
             self._link.close(self._ending)
 
     def _take_due(self, order: Order) -> bool:
-        if self._saver.take(order) is None:
+        if self._saver.take(order, in_loop=True) is None:
             return False
         self._changed = False
         if order.reason is Reason.USER:

@@ -152,10 +152,11 @@ class Saver:
         steps = self._every.steps
         return math.inf if steps is None else self._last_step + steps
 
-    def take(self, order: Order) -> int | None:
+    def take(self, order: Order, *, in_loop: bool = False) -> int | None:
         """Copy the state into an arena and hand it over; its number, or None where no arena became free in time.
 
-        An interval save and a held one do not wait: the next safe point tries again.
+        An interval save and a held one do not wait: the next safe point tries again. So does, `in_loop`, any save while
+        the store fails, since training goes on then.
         """
         self.settle()
         may_wait = order.hold or order.reason is not Reason.INTERVAL
@@ -163,7 +164,7 @@ class Saver:
             urgent=order.reason is Reason.EMERGENCY, may_wait=may_wait
         ):
             return None
-        index = self._free_arena(order)
+        index = self._free_arena(order, in_loop=in_loop)
         if index is None:
             self._link.raise_if_lost()
             return None
@@ -306,14 +307,15 @@ class Saver:
         of_rest = chunk_digests([table.entries[name] for name in rest])
         return dict(zip(rest, of_rest, strict=True)) | of_frozen
 
-    def _free_arena(self, order: Order) -> int | None:
-        """An arena that nothing reads; where a newer state may take the place of one that waits, it does."""
+    def _free_arena(self, order: Order, *, in_loop: bool) -> int | None:
+        """An arena that nothing reads; where a newer state may take the place of one that waits or is held, it does."""
         index = self._room.free(lambda: 0.0)
         if index is not None:
             return index
+        soon = self._room.soon() if self._room.pass_over() else None
         if not order.hold and order.reason is not Reason.INTERVAL:
-            return self._room.free(self._deadline_s)
-        if not self._room.pass_over():
+            return self._room.free(lambda: self._until(soon) if in_loop else self._deadline_s())
+        if soon is None:
             return None
         if not self._late_said and not order.hold:
             self._late_said = True
@@ -321,7 +323,14 @@ class Saver:
                 "a save takes longer than the interval between two: what waits is passed over for the newest state, and "
                 "saves come as often as the store allows"
             )
-        return self._room.free(self._room.soon())
+        return self._room.free(soon)
+
+    def _until(self, soon: Callable[[], float] | None) -> float | None:
+        """How long a loop waits for an arena: while the store fails, only for one that was asked for."""
+        page = self._link.page
+        if page is None or not page[Word.STORE_LOST_NS]:
+            return self._deadline_s()
+        return 0.0 if soon is None else soon()
 
 
 @contextmanager
