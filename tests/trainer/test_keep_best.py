@@ -68,6 +68,13 @@ def test_an_attempt_that_resumes_knows_the_best_so_far(lab):
     assert best_values(lab) == [(1, 3.0), (2, 1.5), (4, 1.0)]
 
 
+def test_a_finished_run_that_is_given_more_epochs_is_finished_again(lab):
+    """Though its last safe point was saved as the best already: exit 0 means that the end is durable."""
+    assert lab.source(SCRIPT, "[3.0, 2.0]", "min", "-1").wait() == 0
+    assert lab.source(SCRIPT, "[3.0, 2.0, 1.5, 1.0]", "min", "-1").wait() == 0
+    assert [(c["attempt"], c["step"]) for c in lab.commits() if c["finished"]] == [(1, 4), (2, 8)]
+
+
 @given(st.lists(st.floats() | st.integers(-5, 5)), st.sampled_from(["min", "max"]))
 def test_the_best_is_what_a_plain_loop_finds(values, mode):
     """An oracle of its own: the values that beat all finite ones before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -56,6 +57,34 @@ def test_sigterm_to_the_whole_group_with_loader_workers_saves_all_the_same(lab: 
     lab.nothing_left()
 
 
+def test_a_pin_that_is_asked_for_in_the_last_step_is_set_by_the_emergency_save(lab: Lab) -> None:
+    """The next attempt does not ask again: that step is done."""
+    started = lab.script(T_GATES="step:5", T_SAVE="step:5")
+    lab.at("step:5")
+    started.kill(signal.SIGTERM)
+    lab.open("step:5")
+    assert started.wait() == PREEMPTED, lab.said()
+    newest = lab.commits()[-1]
+    assert (newest["reason"], newest["step"], newest["pinned"]) == ("emergency", 5, True)
+
+
+def test_a_tail_that_is_cut_and_was_not_held_is_not_said_to_be_durable(lab: Lab) -> None:
+    """With room for one snapshot, which the store has not taken yet: what is durable is an older step."""
+    started = lab.script(T_GATES="step:3,tail:0", T_ASKS="1", T_MEMORY="25kB", T_SAVE="step:3")
+    trainer = lab.at("step:3")
+    (agent,) = (pid for pid in lab.processes() if pid != trainer)
+    os.kill(agent, signal.SIGSTOP)
+    lab.open("step:3")
+    lab.at("tail:0")
+    started.kill(signal.SIGTERM)
+    eventually("the script is told", lambda: lab.of("should_stop"), lab.said)
+    lab.open("tail:0")
+    started.says("leaving at epoch 0: step 6 did not become durable")
+    os.kill(agent, signal.SIGCONT)
+    assert started.wait() == PREEMPTED, lab.said()
+    assert lab.commits()[-1]["step"] == 3
+
+
 @pytest.mark.parametrize("kind", ["script", "supervised"])
 def test_sigterm_during_a_long_validation_is_saved_while_it_runs(lab: Lab, kind: str) -> None:
     """The state with the tail open is durable before validation ends; a tail that should_stop() told is run again whole."""
@@ -77,6 +106,50 @@ def test_sigterm_during_a_long_validation_is_saved_while_it_runs(lab: Lab, kind:
     assert lab.script().wait() == 0
     assert [r["epoch"] for r in lab.of("tail-end")] == [0, 1, 1, 2]
     assert lab.of("end")[0]["epochs_stepped"] == 3
+
+
+FROZEN = """
+import os, time, torch, outlast
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(200, 200), torch.nn.Linear(200, 1))
+model[0].requires_grad_(False)
+optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+run = outlast.Run("run", model=model, optimizer=optimizer, scheduler=scheduler)
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 200)), batch_size=2)
+for epoch in run.epochs(2):
+    for (x,) in run.batches(loader):
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if run.attempt == 2:
+        print("in the tail", flush=True)
+        while not run.should_stop():
+            time.sleep(0.01)
+    scheduler.step()
+    if run.attempt == 1:
+        os.kill(os.getpid(), 15)
+print("the scheduler stepped", scheduler.last_epoch)
+"""
+
+
+def test_what_a_cut_tail_did_is_not_saved_where_what_was_held_cannot_be(lab: Lab) -> None:
+    """A frozen weight that was left uncopied is damaged on the store, so the snapshot is worth nothing: and the state
+    that is live by then is no longer the snapshot's."""
+    assert lab.source(FROZEN).wait() == PREEMPTED
+    tensors = json.loads((lab.commits()[-1]["folder"] / "rank-00000.json").read_bytes())["tensors"]
+    ((segment, at, *_),) = next(t["slices"][0]["chunks"] for t in tensors if t["name"] == "model/0.weight")
+    path = lab.folder / "store/run" / segment
+    path.write_bytes(path.read_bytes()[:at] + b"rot" + path.read_bytes()[at + 3 :])
+    second = lab.source(FROZEN)
+    second.says("in the tail")
+    second.kill(signal.SIGTERM)
+    assert second.wait() == PREEMPTED
+    assert "leaving at epoch 1: step 4 did not become durable" in second.text
+    third = lab.source(FROZEN)
+    assert third.wait() == 0, third.text
+    assert "the scheduler stepped 2" in third.text
 
 
 @pytest.mark.parametrize("kind", ["script", "supervised"])

@@ -101,7 +101,12 @@ if LOOP == "other":
     state["optimizer"] = torch.optim.SGD(model.parameters(), lr=0.1)
 else:
     state["optimizer"] = optimizer
-run = outlast.Run(os.environ.get("T_NAME") or None, resume=os.environ.get("T_RESUME", "auto"), **state)
+run = outlast.Run(
+    os.environ.get("T_NAME") or None,
+    resume=os.environ.get("T_RESUME", "auto"),
+    host_memory=os.environ.get("T_MEMORY"),
+    **state,
+)
 run.vars.best = 100.0
 write("run", attempt=run.attempt, resumed=run.resumed, step=run.step, epoch=run.epoch, lr=options.lr)
 come_to("run")

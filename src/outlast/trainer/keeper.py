@@ -67,6 +67,7 @@ class Keeper:
         self._saved_as = saved_as
         self._changed = False
         self._user_save: bool | None = None
+        self._held: int | None = None
         self._batches = 0
         self._last_ns = 0
         self._due_ns = self._due_step = 0.0
@@ -163,7 +164,7 @@ class Keeper:
         """Keep a snapshot of this moment in memory; it becomes durable if this process or machine goes."""
         self._stay_away()
         self._changed = True
-        self._saver.take(Order(step, Reason.INTERVAL, hold=True))
+        self._held = self._saver.take(Order(step, Reason.INTERVAL, hold=True))
 
     def ask(self, *, pin: bool) -> None:
         """Save at the next safe point."""
@@ -193,15 +194,18 @@ class Keeper:
         self._superseded_if_so(f"leaving at epoch {epoch}, step {step}")
         preempted = not (self._signals.interrupted or self.page[Word.INTERRUPTS]) or self._signals.stop
         self._ending = "preempted" if preempted else "interrupted"
-        number = self._saver.last_number
+        number = self._held if cut else self._saver.last_number
         if not cut and (self._changed or (number is None and self._saved_as is None)):
             reason = Reason.EMERGENCY if preempted else Reason.USER
-            number = self._saver.take(Order(step, reason, best=self._take_best()))
+            pinned = bool(self._user_save)
+            number = self._saver.take(Order(step, reason, pinned=pinned, best=self._take_best()))
             saved = number is not None and self._wait_saved(number, step, "the emergency save is durable")
+        elif cut and number is None:
+            saved = not self._changed  # there was no room to hold it, or the tail is the one that was resumed
         else:
             # What Ctrl-C finds held becomes durable as the script ends, which waits for it.
             waits = number is not None and (preempted or not cut)
-            saved = not waits or self._wait_saved(number, step, "the last save is durable")
+            saved = not waits or self._wait_saved(number, step, "the last save is durable", again=not cut)
         self._signals.at_once = True
         told = f"step {step} is durable" if saved else f"step {step} did not become durable in time"
         say(f"leaving at epoch {epoch}: {told}")
@@ -255,6 +259,7 @@ class Keeper:
         if self._saver.take(order, in_loop=True) is None:
             return False
         self._changed = False
+        self._saved_as = None  # that was what training began with
         if order.reason is Reason.USER:
             self._user_save = self.best.due = None
         return True
@@ -313,8 +318,10 @@ class Keeper:
             say("the script has caught the exception that ends it, and is ended again; nothing more is saved")
             raise self._left
 
-    def _wait_saved(self, number: int | None, step: int, why: str) -> bool:
+    def _wait_saved(self, number: int | None, step: int, why: str, *, again: bool = True) -> bool:
         """Wait until a snapshot is durable; False if a notice's deadline passed first, or a newer attempt came.
+
+        `again`: whether the state is still the snapshot's, so that it may be taken again; False if it must be, and is not.
 
         Raises:
             StoreError: it was refused for a reason that waiting does not mend.
@@ -328,6 +335,8 @@ class Keeper:
             if saved.checkpoint is not None:
                 return True
             error = saved.error
+            if not again:
+                return False
             if not saved.retake or not left:
                 break
             number = self._saver.retake(number)
