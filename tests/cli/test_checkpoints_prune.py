@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from outlast._errors import ConfigError, RunAlive
+from outlast._errors import ConfigError, FormatTooNew, RunAlive
 from outlast._process import process_id
 from outlast._types import Best, Keep, Reason
 from outlast.agent import claim
 from outlast.checkpoint import catalog
-from outlast.checkpoint.manifest import AttemptRecord, BestValue, ProcessId, attempt_key, seal
+from outlast.checkpoint.manifest import AttemptRecord, BestValue, Manifest, ProcessId, attempt_key, seal
+from outlast.checkpoint.sealed import read_record
+from outlast.checkpoint.writer import commit
 from outlast.cli import checkpoints, prune
 from outlast.store.local import LocalStore
 from saving import RUN_ID, id_of, restore, save, state_of
@@ -131,6 +133,47 @@ class TestPrune:
         assert steps(store) == [3, 5]
         assert restore(store, id_of(5)) == state_of(5, SIZES)
 
+    def test_a_lost_ledger_is_no_reason_to_delete(self, store, capsys):
+        """No resume reads it, and `--damaged` deletes only what does not restore."""
+        part = "events/00001-aaaa-00000/000000.jsonl"
+        save(store, id_of(7), state_of(7, SIZES), events=part)
+        call(capsys, "prune", "gpt", "--damaged")
+        assert steps(store) == [5, 6, 7]
+
+    def test_the_last_ones_stay_though_they_are_damaged(self, store, capsys):
+        """A run without a commit would begin at step 0, silently."""
+        for step in range(1, 7):
+            flip(store, id_of(step).segment_key(0, 0))
+        before = files(store)
+        with pytest.raises(ConfigError, match="none of the 6 checkpoints"):
+            call(capsys, "prune", "gpt", "--damaged")
+        assert files(store) == before
+
+    def test_what_a_newer_outlast_wrote_is_not_damaged(self, store, capsys):
+        """It cannot be judged here: nothing is deleted, and both versions are named."""
+        key = id_of(6).manifest_key(0)
+        manifest, _ = read_record(store, key, Manifest)
+        store.delete([key, id_of(6).commit_key])
+        store.put(key, seal(msgspec.structs.replace(manifest, digest_algorithm="blake9")))
+        commit(store, id_of(6), RUN_ID, 1)
+        with pytest.raises(FormatTooNew, match="blake9"):
+            call(capsys, "prune", "gpt", "--damaged")
+        assert steps(store) == [1, 2, 3, 4, 5, 6]
+
+    def test_what_the_script_keeps_is_known_though_the_newest_record_is_damaged(self, store, capsys):
+        """From the attempt before; where none can be read, nothing is deleted."""
+        attempt(store, dead_process(), keep=Keep(last=5))
+        attempt(store, dead_process(), number=2, keep=Keep(last=5))
+        ended = json.dumps({"kind": "end", "attempt": 2, "step": 6})
+        store.put("events/00002-aaaa-00000/000000.jsonl", ended.encode())
+        flip(store, attempt_key(2))
+        call(capsys, "prune", "gpt")
+        assert steps(store) == [2, 3, 4, 5, 6]
+        store.delete([attempt_key(1), attempt_key(2)])
+        with pytest.raises(ConfigError, match="what the script asked to keep is not known"):
+            call(capsys, "prune", "gpt", "--keep-last", "2")
+        assert steps(store) == [2, 3, 4, 5, 6]
+
     def test_a_run_that_lives_is_not_pruned(self, store, capsys):
         """Exit 78, naming its host and process; nothing is deleted."""
         attempt(store, process_id())
@@ -167,9 +210,9 @@ class TestPrune:
         before = files(store)
         verify = catalog.verify
 
-        def meanwhile(*arguments):
+        def meanwhile(*arguments, **options):
             attempt(store, process_id(), number=2)
-            return verify(*arguments)
+            return verify(*arguments, **options)
 
         monkeypatch.setattr(catalog, "verify", meanwhile)
         call(capsys, "prune", "gpt")

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from outlast import _errors as errors
+from outlast.checkpoint import catalog
 from outlast.store import open_store
 from outlast.store._client import Patience
 from outlast.store.remote import RemoteStore
-from servers import ACCESS_KEY, SECRET_KEY, Fault, faulty_proxy, rclone_s3, unused_endpoint
+from servers import ACCESS_KEY, SECRET_KEY, Fault, _request, faulty_proxy, rclone_s3, unused_endpoint
 
 MIB = 1 << 20
 FOR_EVER = 10_000
@@ -159,6 +160,17 @@ def test_a_store_without_create_if_absent_is_found_out(proxied, answer, rclone, 
     assert store.create("attempts/00001.json", b"second") is False
     assert store.get("attempts/00001.json") == b"first"
     assert [info.key for info in store.list("attempts")] == ["attempts/00001.json"]
+
+
+def test_folders_as_consoles_make_them_are_no_objects_of_the_run(moto, env, prefix):
+    """An empty object whose key ends in `/` stands for a folder: it is not below itself, and makes no run foreign."""
+    env(moto.env)
+    for name in ("", "checkpoints/", "attempts/"):
+        assert _request(moto.endpoint, "PUT", f"/{moto.bucket}/{prefix}/{name}") == 200
+    store = RemoteStore(moto.url(prefix))
+    assert list(store.list("checkpoints")) == []
+    assert catalog.folders(store) == {}
+    assert catalog.read_run(store) is None
 
 
 def test_the_probe_is_made_once_and_leaves_nothing(proxied):

@@ -199,8 +199,13 @@ def tensors(loaded: Loaded) -> tuple[TensorRecord, ...]:
     return merge(loaded.manifests, where)
 
 
-def verify(store: Store, id: CheckpointId) -> list[str]:  # noqa: A002 - the field's name
+def verify(store: Store, id: CheckpointId, *, events: bool = True) -> list[str]:  # noqa: A002 - the field's name
     """Read every byte of a checkpoint and return what is wrong with it; [] if it is whole. Needs bounded memory.
+
+    Args:
+        store: the run's store.
+        id: the checkpoint's.
+        events: also the ledger's part that it names, which no resume reads.
 
     Raises:
         StoreUnavailable, StoreDenied: the store cannot be read, which says nothing about the checkpoint.
@@ -212,7 +217,7 @@ def verify(store: Store, id: CheckpointId) -> list[str]:  # noqa: A002 - the fie
     except (ObjectMissing, ObjectDamaged) as error:
         return [str(error)]
     parts = sorted({manifest.events for manifest in loaded.manifests if manifest.events is not None})
-    faults = [fault for part in parts for fault in check_part(store, part)]
+    faults = [fault for part in parts for fault in check_part(store, part)] if events else []
     return faults + check_chunks(store, records)
 
 
@@ -271,7 +276,7 @@ def _refuse_foreign(store: Store) -> None:
     except StoreDenied as error:  # with what no run holds: a symbolic link, a folder that may not be read
         msg = f"{store.url} is not an Outlast run: it holds no {RUN_KEY}, and {error}. {_CHOOSE}"
         raise NotAStore(msg) from error
-    foreign = (key for key in keys if not key.startswith((*_OURS, *_TOLERATED)))
+    foreign = (key for key in keys if not f"{key}/".startswith((*_OURS, *_TOLERATED)))
     named = list(islice(foreign, FOREIGN_NAMED))
     if named:
         msg = f"{store.url} is not an Outlast run: it holds {', '.join(named)} and no {RUN_KEY}. {_CHOOSE}"

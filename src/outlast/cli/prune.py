@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import track
 
-from outlast._errors import ConfigError, FormatTooNew, RunAlive
+from outlast._errors import ConfigError, RunAlive
 from outlast._process import process_id
 from outlast._types import Json, Keep
 from outlast.agent.claim import Claimant, Waits, utc_now, wait_until_gone
@@ -84,10 +84,17 @@ def prune(
     if not dry_run:
         catalog.adopt(store, run_record.run_id)
     attempt = catalog.read_attempt(store, newest) if newest else None
-    keep = attempt.keep if attempt else Keep()
+    keep = _asked(store)
     pruner = Pruner(store, _with_last(keep, keep_last))
     seen = pruner.holdings.look(Flight)
     whole, bad = _read(store, seen, count=None if damaged else max(keep_last or keep.last, ALWAYS_NEWEST))
+    if damaged and bad and not whole:
+        msg = (
+            f"none of the {len(bad)} checkpoints of {store.url} is whole. Nothing was deleted: with the last of them gone, the "
+            "next start would begin at step 0. `outlast checkpoints verify` says what is wrong; put the missing objects back, "
+            "or delete the run's folder if that is what you want."
+        )
+        raise ConfigError(msg)
     whose = Whose(
         run_id=run_record.run_id,
         attempt=None,
@@ -102,6 +109,23 @@ def prune(
     if not dry_run:
         pruner.carry_out(plan, seen, lambda: max(catalog.attempts(store), default=0) == newest)
     _show(store, seen, plan, bad, dry_run=dry_run, json=json)
+
+
+def _asked(store: Store) -> Keep:
+    """What the script asked to keep, as the newest attempt says whose record can be read.
+
+    Raises:
+        ConfigError: none can, so it is not known what may go.
+    """
+    for number in reversed(catalog.attempts(store)):
+        attempt = catalog.read_attempt(store, number)
+        if attempt is not None:
+            return attempt.keep
+    msg = (
+        f"{store.url}: no attempt's record can be read, so what the script asked to keep is not known. Nothing was deleted: "
+        "start the run once more, and its agent prunes."
+    )
+    raise ConfigError(msg)
 
 
 def _with_last(keep: Keep, last: int | None) -> Keep:
@@ -141,16 +165,15 @@ def _read(
     whole, bad = set[CheckpointId](), set(seen.damaged)
     watched = Console(stderr=True)
     newest_first: Iterable[CheckpointId] = sorted(seen.whole, reverse=True)
+    if count is None:  # one that a newer Outlast wrote is not damaged: it ends the prune
+        for each in seen.damaged:
+            catalog.verify(store, each, events=False)
     for each in track(
         newest_first, "reading", console=watched, transient=True, disable=not watched.is_terminal
     ):
         if count is not None and len(whole) >= count:
             break
-        try:
-            faults = catalog.verify(store, each)
-        except FormatTooNew as error:
-            faults = [str(error)]
-        (bad if faults else whole).add(each)
+        (bad if catalog.verify(store, each, events=False) else whole).add(each)
     return frozenset(whole), frozenset(bad)
 
 

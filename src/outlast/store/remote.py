@@ -142,9 +142,10 @@ class RemoteStore:
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """List every object below the folder `prefix`, sorted by key; what has no name of ours is not one.
 
-        All pages or an error, never a part.
+        All pages or an error, never a part. The empty object by which consoles show the folder itself is not in it.
         """
-        folder = self._clients.prefix + folder_of(self._url, prefix)
+        below = folder_of(self._url, prefix)
+        folder = self._clients.prefix + below
         strip = len(self._clients.prefix)
 
         def ask(number: int) -> list[ObjectInfo]:
@@ -152,7 +153,8 @@ class RemoteStore:
             return [ObjectInfo(meta["path"][strip:], meta["size"]) for meta in listed]
 
         found = self._ask(prefix, ask)
-        return sorted((info for info in found if is_key(info.key)), key=lambda info: info.key)
+        ours = (info for info in found if is_key(info.key) and info.key.startswith(below))
+        return sorted(ours, key=lambda info: info.key)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is already gone is no error."""
