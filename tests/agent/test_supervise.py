@@ -23,7 +23,7 @@ UNREACHABLE = {
 
 
 LIGHT = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 import torch, outlast
 with open("starts", "a") as file:
@@ -47,6 +47,20 @@ SAVING = (
 """
 )
 """The same, with a save after every fifth step."""
+
+
+CATCHING = (
+    LIGHT.partition("for step")[0]
+    + """\
+try:
+    for step in run.steps(10):
+        if step == 5:
+            os.rename("store/run", "store/away")
+except Exception as error:
+    print("caught", error, flush=True)
+"""
+)
+"""A script whose store goes away under it, and that goes on whatever happens."""
 
 
 def light(lab: Lab, at_step_5: str) -> list[str]:
@@ -105,6 +119,17 @@ def test_a_store_that_goes_away_after_an_attempt_ends_with_75(lab: Lab) -> None:
     assert starts(lab) == ["start", "1 False 0", "start"]
 
 
+def test_a_folder_that_is_gone_is_not_begun_afresh_by_a_relaunch(lab: Lab) -> None:
+    """Unmounted, moved or deleted: this launch knows that there was a checkpoint. 74 until it is back, then 75."""
+    away = "list(Path('store/run').rglob('commit.json')) and (os.rename('store/run', 'store/away'), os.kill(os.getpid(), 9))"
+    command = light(lab, away)
+    (lab.folder / "light.py").write_text(SAVING.replace("step == 5", "step > 5") + "    time.sleep(0.02)\n")
+    started = lab.supervised("--store-wait", "0s", command=command)
+    assert started.wait() == PREEMPTED, lab.said()
+    assert "holds no checkpoint any more, and did while this launch trained" in started.text
+    assert starts(lab) == ["start", "1 False 0", "start"]
+
+
 def test_resume_never_starts_the_next_name_and_its_relaunches_resume_that(lab: Lab) -> None:
     """One launch is one run: run, then run-2 though it was started twice; the first one is not touched."""
     assert lab.script().wait() == 0
@@ -116,6 +141,15 @@ def test_resume_never_starts_the_next_name_and_its_relaunches_resume_that(lab: L
     assert starts(lab) == ["start", "1 False 0", "start", "2 True 5"]
     assert {key.split("/")[0] for key in lab.bytes_on_store()} == {"run", "run-2"}
     assert {key: data for key, data in lab.bytes_on_store().items() if key.startswith("run/")} == before
+
+
+def test_a_final_state_that_is_not_durable_is_no_green_end(lab: Lab) -> None:
+    """Though the script catches the exception that says so: a scheduler that sees 0 takes it for done."""
+    command = light(lab, "")
+    (lab.folder / "light.py").write_text(CATCHING)
+    started = lab.supervised("--store-wait", "0s", command=command)
+    assert started.wait() == PREEMPTED, lab.said()
+    assert "caught step 10 was not saved" in started.text
 
 
 def quick(lab: Lab, what: str) -> list[str]:

@@ -149,3 +149,13 @@ def test_a_store_that_fails_is_said_until_it_is_back(run):
         assert run.status()[0]["store_lost"] is None
         assert "not durable" not in run.text()
         run.put(1, lost)
+
+
+def test_attempts_whose_records_are_lost_are_no_reason_to_fail(run):
+    """What is durable is said all the same."""
+    run.attempt(1)
+    run.put(1, ("metrics", 100, {"values": {"loss": 0.5}}))
+    save(run.store, id_of(100), {"x": b"1"}, events="events/00001-aaaa-00000/000000.jsonl")
+    run.store.delete([attempt_key(1)])
+    found, _, _ = run.status()
+    assert (found["durable"]["step"], found["attempts"]) == (100, [])

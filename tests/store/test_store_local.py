@@ -395,3 +395,15 @@ def test_a_folder_pruned_under_a_writer_is_made_again(run, monkeypatch):
     monkeypatch.setattr(local, "write_all", prune_first)
     store.put("a/2", b"y")
     assert (run / "a/2").read_bytes() == b"y"
+
+
+def test_a_run_that_is_gone_is_not_begun_again_in_its_place(run):
+    """Deleted, moved or unmounted while it is written to: what went on in an empty folder would hide that."""
+    store = open_store(str(run))
+    store.put("a/1", b"x")
+    run.rename(run.with_name("moved"))
+    with pytest.raises(errors.StoreUnavailable, match="is gone: the folder was deleted or moved"):
+        store.put("a/2", b"y")
+    assert not run.exists()
+    run.with_name("moved").rename(run)
+    store.put("a/2", b"y")

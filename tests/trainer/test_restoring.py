@@ -231,3 +231,17 @@ def test_damaged_frozen_weights_that_the_script_has_changed_end_in_no_checkpoint
         attempts(made(2, base_seed=4))
     after = files(attempts.root)
     assert {name: after[name] for name in before} == before
+
+
+def test_what_follows_attempts_whose_records_are_lost_counts_as_newer(attempts):
+    """Their checkpoints name their numbers; with one below, each resume would step back to the last of them."""
+    states = made(1)
+    attempts(states).save(5)
+    attempts(states).save(10)
+    attempts(states).end()
+    for record in attempts.root.glob("attempts/*.json"):
+        record.unlink()
+    third = attempts(states)
+    assert third.resumed.step == 10
+    newest = third.save(15)
+    assert attempts(states).resumed.checkpoint == newest

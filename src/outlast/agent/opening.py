@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from outlast._errors import NothingToResume, NoWholeCheckpoint, ObjectDamaged, ObjectMissing, StoreUnavailable
 from outlast._process import process_id
@@ -33,6 +33,7 @@ class Opening:
         say: a line for whoever watches.
         waits: how long an attempt that may live is waited for.
         newest: what the arena of an earlier trainer of this agent still holds.
+        held: URLs at which an earlier trainer of this agent had a checkpoint.
 
     Attributes:
         damaged: chunks of the checkpoint resumed from that are bad on the store, and whose bytes the trainer had.
@@ -47,6 +48,7 @@ class Opening:
         say: Callable[[str], None],
         waits: Waits,
         newest: Newest | None = None,
+        held: Collection[str] = (),
     ) -> None:
         self._wire = wire
         self._hello = hello
@@ -54,6 +56,7 @@ class Opening:
         self._say = say
         self._waits = waits
         self._newest = newest
+        self._held = held
         self.damaged: frozenset[Chunk] = frozenset()
 
     def rejoined(self, rejoin: Rejoin) -> AttemptRecord:
@@ -165,6 +168,14 @@ class Opening:
             for fault in adopted.faults:
                 self._say(f"without a commit, and not whole: {fault}")
             found = catalog.committed(self._store)
+            # An attempt's record may be lost. Its checkpoints name its number all the same, and what comes must count as newer.
+            newest = max([newest, *(checkpoint.attempt for checkpoint in found)])
+        if not found and self._store.url in self._held:
+            msg = (
+                f"{self._store.url} holds no checkpoint any more, and did while this launch trained: the folder was deleted or "
+                "moved, or is not mounted. Put it back; to begin anew, start the command again"
+            )
+            raise StoreUnavailable(msg)
         if self._hello.resume == "must" and not found:
             msg = f'resume="must", and {self._store.url} holds no checkpoint; start with resume="auto", or correct the place'
             raise NothingToResume(msg)

@@ -16,7 +16,7 @@ from outlast.checkpoint.plan import Part
 
 PROTOCOL = 1
 
-Ending: TypeAlias = Literal["finished", "preempted", "interrupted", "superseded", "error", "ended"]
+Ending: TypeAlias = Literal["finished", "preempted", "interrupted", "superseded", "unsaved", "error", "ended"]
 """How a script says that it ends; `ended`: its last line was reached, and its loop was not."""
 
 

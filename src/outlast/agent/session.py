@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from outlast._errors import OutlastError
@@ -97,6 +97,7 @@ class Session:
         wake: Callable[[], None],
         waits: Waits | None = None,
         outlived: Newest | None = None,
+        held: Collection[str] = (),
     ) -> None:
         self._wire = wire
         self._say = say
@@ -104,6 +105,7 @@ class Session:
         self._wake = wake
         self._waits = waits or Waits()
         self._outlived = outlived
+        self._held = held
         self._rereading: Rereading | None = None
         self._arenas: dict[int, Arena] = {}
         self._lock = threading.Lock()
@@ -187,6 +189,14 @@ class Session:
         if self.claimed is not None:
             self.claimed.heartbeat.beat_now()
 
+    @property
+    def holds(self) -> str | None:
+        """URL of the run, where it holds a checkpoint as far as this session knows."""
+        claimed = self.claimed
+        if claimed is None or (claimed.persister.durable is None and claimed.record.resumed_from is None):
+            return None
+        return claimed.store.url
+
     def take_newest(self) -> Newest | None:
         """Take over `newest`, and the duty to close its arena; call once `done` is set."""
         newest, self.newest = self.newest, None
@@ -248,7 +258,9 @@ class Session:
         except ProcessLookupError as error:
             raise Closed(str(error)) from error
         store = open_place(hello)
-        opening = Opening(self._wire, hello, store, say=self._say, waits=self._waits, newest=self._outlived)
+        opening = Opening(
+            self._wire, hello, store, say=self._say, waits=self._waits, newest=self._outlived, held=self._held
+        )
         try:
             record = opening.rejoined(hello.rejoin) if hello.rejoin else opening.attempt()
         finally:

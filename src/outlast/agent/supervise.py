@@ -11,9 +11,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from outlast._errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_SUPERSEDED, ConfigError
+from outlast._errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_STORE, EXIT_SUPERSEDED, ConfigError
 from outlast._say import say
 from outlast.agent.server import Loop
 from outlast.agent.session import Session
@@ -38,15 +38,17 @@ _TOLD_TO_LEAVE: dict[str | None, int] = {
     "preempted": EXIT_PREEMPTED,
     "interrupted": EXIT_INTERRUPTED,
     "superseded": EXIT_SUPERSEDED,
+    "unsaved": EXIT_STORE,
 }
-"""Exit code of a script that was told to leave, whatever became of the exception by which it was told."""
+"""Exit code of a script that was told to leave, or whose end is not durable, whatever became of the exception by which it was told."""
 
 
 @dataclass
 class _History:
     """What is remembered from one launch of the script to the next.
 
-    `newest` is the memory of the script that has ended: the next one restores from it.
+    `newest` is the memory of the script that has ended: the next one restores from it. `held` are the URLs at which there was
+    a checkpoint: where there is none any more, nothing is begun afresh.
     """
 
     restarts: int = 0
@@ -56,6 +58,14 @@ class _History:
     durable: str | None = None
     attempts: int = 0
     newest: Newest | None = None
+    held: set[str] = field(default_factory=set)
+
+    def remember(self, session: Session) -> None:
+        """Take over what a session that is done leaves, and close it."""
+        if session.holds is not None:
+            self.held.add(session.holds)
+        self.newest = session.take_newest()
+        session.close()
 
 
 @dataclass(frozen=True)
@@ -183,8 +193,7 @@ def _launch(
     attempt = claimed.record.attempt if claimed else 0
     exception = session.exception
     if session.done.is_set():
-        history.newest = session.take_newest()
-        session.close()
+        history.remember(session)
     code = child.returncode or _TOLD_TO_LEAVE.get(session.outcome, 0)
     return _Ended(code, exception, durable.name if durable else None, attempt)
 
@@ -228,10 +237,16 @@ def _accept(
         connection.close()
         return session
     if session is not None:
-        history.newest = session.take_newest()
-        session.close()
+        history.remember(session)
     newest, history.newest = history.newest, None
-    return Session(Wire(connection), say=say, heard=loop.trainer_heard, wake=loop.wake, outlived=newest)
+    return Session(
+        Wire(connection),
+        say=say,
+        heard=loop.trainer_heard,
+        wake=loop.wake,
+        outlived=newest,
+        held=frozenset(history.held),
+    )
 
 
 def _what_next(

@@ -48,7 +48,7 @@ def recent_events(
     for (attempt, *_), group in groupby(parts, lambda part: (part.attempt, part.nonce, part.rank)):
         keys = [part.key for part in group if part.attempt in recent]
         heads.update(keys[:HEAD_PARTS])
-        most = LOOK_BACK_PARTS if attempt == attempts[-1] else TAIL_PARTS
+        most = LOOK_BACK_PARTS if attempt in attempts[-1:] else TAIL_PARTS
         tails |= _look_back(store, keys[-most:], report)
     others = [part.key for part in parts if part.key in heads | named and part.key not in tails]
     for key, events in read_each(store, others, report):

@@ -195,8 +195,11 @@ class LocalStore:
         return below
 
     def _make_root(self) -> None:
-        if "" in self._known and self._root.is_dir():
-            return
+        if "" in self._known:
+            if self._root.is_dir():
+                return
+            msg = f"{self._root} is gone: the folder was deleted or moved, or is no longer mounted"
+            raise StoreUnavailable(msg)
         missing = []
         at = self._root
         while not at.is_dir():

@@ -215,6 +215,7 @@ class Keeper:
         """The loop is over: exit 0 must mean that its end is durable."""
         self._stay_away()
         if self._changed or self._saved_as != "finished":
+            self._ending = "unsaved"  # whatever the script does with an exception
             number = self._saver.take(Order(step, Reason.FINAL, finished=True, best=self._take_best()))
             if not self._wait_saved(number, step, "the final state is durable"):
                 self._leave_unsaved(step)
@@ -278,7 +279,7 @@ class Keeper:
         durable = self._saver.durable
         known = "nothing of this attempt is durable" if durable is None else f"step {durable} is durable"
         if self._on_loss == "exit":
-            self._ending = "error"
+            self._ending = "unsaved"
             self._give_up = True
             self._link.flush_events()
             msg = f'the store fails at step {step} and on_store_loss is "exit"; {known}. What is saved stands'
