@@ -92,6 +92,17 @@ def test_what_is_held_makes_way_for_a_save_that_is_waited_for(inside):
         assert run.on_store(run.save(reason)) == run.live()
 
 
+def test_what_is_held_makes_way_though_the_agent_dies_that_was_asked(inside):
+    """The one that takes its place is handed what is held, and is asked as well."""
+    run = inside(one_buffer(10 * MB), host_memory_bytes=15 * MB)
+    assert run.saver.take(Order(1, Reason.INTERVAL, hold=True))
+    run.step = 1
+    agent = run.link._own_agent
+    agent.kill()
+    agent.wait()
+    assert run.on_store(run.save()) == run.live()
+
+
 def test_a_state_that_grows_gets_larger_arenas_within_the_cap(inside):
     """Two small ones, then one that is larger, then a refusal with the numbers."""
     cap = 25 * MB

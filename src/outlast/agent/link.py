@@ -81,6 +81,7 @@ class Link:
         self._arenas: dict[int, Arena] = {}
         self._unsaved: dict[int, Snapshot] = {}
         self._reserved: dict[int, int] = {}
+        self._given_back: int | None = None
         self._saved: dict[int, Saved] = {}
         self._events: list[dict[str, object]] = []
         self._sent_events: list[dict[str, object]] = []
@@ -227,6 +228,7 @@ class Link:
     def give_back(self, number: int) -> None:
         """Ask for the arena of a snapshot that was not begun: a newer state is at hand."""
         with self._lock:
+            self._given_back = number
             self._try_send(GiveBack(number=number))
 
     def answer(self, number: int) -> Saved | None:
@@ -386,6 +388,8 @@ class Link:
                 self._try_send(Events(records=tuple(self._sent_events)))
             for number in sorted(self._unsaved):
                 self._try_send(self._unsaved[number])
+            if self._given_back in self._unsaved:  # asked of the agent that is gone
+                self._try_send(GiveBack(number=self._given_back))
             if self._leaving:
                 self._try_send(Bye(outcome=self._outcome))
             self._changed.notify_all()
