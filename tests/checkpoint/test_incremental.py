@@ -60,6 +60,20 @@ def test_an_unchanged_state_writes_no_segment():
     assert restore(store, id_of(2)) == state
 
 
+def test_generators_are_written_anew_by_every_save():
+    """Nothing draws from them and no script has them live: one bad byte of a copy that all share would end the run."""
+    store = MemoryStore()
+    state = state_of(1, SIZES | {"rng/torch": 5056, "head/rng/torch": 5056})
+    base, _ = write(store, id_of(1), state)
+    _, second = write(store, id_of(2), state, [base])
+    assert second.chunks - second.chunks_referenced == 2
+    for record in second.manifest.tensors:
+        chunks = [chunk for held in record.slices for chunk in held.chunks]
+        of_the_first = all(chunk.segment.startswith("segments/00001-aaaa/000000000001-") for chunk in chunks)
+        assert of_the_first == (not record.name.startswith(("rng/", "head/")))
+    assert restore(store, id_of(2)) == state
+
+
 @pytest.mark.parametrize(
     ("name", "at"), [("a", 0), ("a", 3 * PAGE), ("b", 99), ("c", 9 * PAGE + 16), ("d", 5)]
 )

@@ -43,6 +43,10 @@ given up for a save that matters more, and costs less to send again."""
 HASH_THREADS = 2
 """Digests run at memory speed on one core (32 GB/s measured), so two threads keep ahead of any store."""
 
+ALWAYS_WRITTEN = ("rng/", "head/")
+"""Generators, a few kilobytes: no base is referred to for them. Often nothing draws from them, and no script has them live to mend
+a bad byte with, so one byte of one copy that all checkpoints share would end the run."""
+
 
 class Retake(Exception):
     """What the snapshot holds is not all of what the state was; it has to be taken again, whole."""
@@ -139,7 +143,8 @@ def write_rank(
         digests = chain.from_iterable(batches)
         earlier = _earlier(store, header)
         for piece, value in zip(pieces, digests, strict=True):
-            chunk = find(bases, (value, piece.nbytes))
+            again = piece.start is not None and placed[piece.box].name.startswith(ALWAYS_WRITTEN)
+            chunk = None if again else find(bases, (value, piece.nbytes))
             if chunk is not None:
                 referenced += 1
             elif piece.start is not None:
