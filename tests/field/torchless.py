@@ -208,8 +208,12 @@ def events(root: Path) -> list[dict[str, Any]]:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Every file below a run."""
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    """Every file below a run; one that is deleted meanwhile is none."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            found[str(path.relative_to(root))] = path.read_bytes()
+    return found
 
 
 def _state(pid: int) -> str:
