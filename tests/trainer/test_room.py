@@ -51,12 +51,13 @@ def test_the_newest_state_takes_the_place_of_one_that_waits(inside, capsys):
     assert interval(run, 3) is None
     assert interval(run, 4) is None
     run._trainer.continue_agent()
-    assert run.answer(2).checkpoint is None
+    run.answer(2)
     number = interval(run, 5)
     assert number is not None
     saved = run.answer(number)
     assert run.on_store(saved) == run.live()
-    assert steps_on_store(run) in ([1, 5], [5]), "the first was begun, or made way too"
+    # Which one is begun, if any, is the agent's threads' to say; never both are written first.
+    assert steps_on_store(run) in ([5], [1, 5], [2, 5])
     assert capsys.readouterr().err.count("takes longer than the interval") == 1
 
 
