@@ -81,7 +81,7 @@ class Link:
         self._arenas: dict[int, Arena] = {}
         self._unsaved: dict[int, Snapshot] = {}
         self._reserved: dict[int, int] = {}
-        self._given_back: int | None = None
+        self._given_back: GiveBack | None = None
         self._saved: dict[int, Saved] = {}
         self._events: list[dict[str, object]] = []
         self._sent_events: list[dict[str, object]] = []
@@ -225,11 +225,11 @@ class Link:
             numbers = [n for n, snapshot in self._unsaved.items() if snapshot.reason is Reason.INTERVAL]
             return max(numbers, default=None)
 
-    def give_back(self, number: int) -> None:
-        """Ask for the arena of a snapshot that was not begun: a newer state is at hand."""
+    def give_back(self, number: int, until_ns: int | None) -> None:
+        """Ask for the arena of a snapshot that was not begun: a newer state is at hand, and waits until then."""
         with self._lock:
-            self._given_back = number
-            self._try_send(GiveBack(number=number))
+            self._given_back = GiveBack(number=number, until_ns=until_ns)
+            self._try_send(self._given_back)
 
     def answer(self, number: int) -> Saved | None:
         """What came of a snapshot; None while it is not known."""
@@ -388,8 +388,8 @@ class Link:
                 self._try_send(Events(records=tuple(self._sent_events)))
             for number in sorted(self._unsaved):
                 self._try_send(self._unsaved[number])
-            if self._given_back in self._unsaved:  # asked of the agent that is gone
-                self._try_send(GiveBack(number=self._given_back))
+            if self._given_back is not None and self._given_back.number in self._unsaved:
+                self._try_send(self._given_back)  # asked of the agent that is gone
             if self._leaving:
                 self._try_send(Bye(outcome=self._outcome))
             self._changed.notify_all()

@@ -193,9 +193,14 @@ class Snapshot(Message, frozen=True):
 
 
 class GiveBack(Message, frozen=True):
-    """Trainer: a newer state is at hand. If snapshot `number` has not been begun, drop it and answer `Saved`."""
+    """Trainer: a newer state is at hand. If snapshot `number` has not been begun, drop it and answer `Saved`.
+
+    `until_ns`: CLOCK_MONOTONIC time after which nobody waits to put the newer state in its place, so that it must stay; None
+    where the trainer waits as long as it takes.
+    """
 
     number: int
+    until_ns: int | None
 
 
 class Saved(Message, frozen=True):

@@ -326,7 +326,8 @@ class Session:
                 if message.hold and self._standing is not None:
                     claimed.persister.release(Reason.EMERGENCY)
             case GiveBack():
-                claimed.persister.give_back(message.number)
+                if message.until_ns is None or time.monotonic_ns() < message.until_ns:
+                    claimed.persister.give_back(message.number)
             case Read():
                 self._stop_reading()
                 self._rereading = Rereading(claimed.store, message, Arena(fds[0]), self._wire.send)

@@ -82,19 +82,23 @@ class Room:
         newest = self._link.newest_index
         return self._link.wait_free(tuple(sorted(self._used, key=lambda index: index == newest)), deadline_s)
 
-    def pass_over(self) -> bool:
-        """Ask for the arena of a snapshot that waits; whether there is one that was not asked for before."""
-        number = self._link.waiting
-        if number is None or number == self._passed_over:
-            return False
-        self._passed_over = number
-        self._link.give_back(number)
-        return True
+    def pass_over(self, *, waits: bool) -> Callable[[], float] | None:
+        """Ask for the arena of a snapshot that waits.
 
-    @staticmethod
-    def soon() -> Callable[[], float]:
-        """A deadline for what `pass_over` asked for."""
-        until_s = time.monotonic() + _DROPPED_WITHIN_S
+        Args:
+            waits: whether the newer state waits as long as it takes. Else it is asked for once, and for a moment: a
+                snapshot that is dropped later than that would leave nothing in its place.
+
+        Returns:
+            A deadline, soon, for the arena to be free; None where nothing waits, or it was asked for before.
+        """
+        number = self._link.waiting
+        if number is None or (number == self._passed_over and not waits):
+            return None
+        self._passed_over = number
+        now_ns = time.monotonic_ns()
+        self._link.give_back(number, None if waits else now_ns + int(_DROPPED_WITHIN_S / 2 * 1e9))
+        until_s = now_ns / 1e9 + _DROPPED_WITHIN_S
         return lambda: until_s
 
     def targets(self, index: int, layout: Layout, *, lasting: bool) -> list[torch.Tensor]:

@@ -312,8 +312,9 @@ class Saver:
         index = self._room.free(lambda: 0.0)
         if index is not None:
             return index
-        soon = self._room.soon() if self._room.pass_over() else None
-        if not order.hold and order.reason is not Reason.INTERVAL:
+        waits = not order.hold and order.reason is not Reason.INTERVAL
+        soon = self._room.pass_over(waits=waits)
+        if waits:
             return self._room.free(lambda: self._until(soon) if in_loop else self._deadline_s())
         if soon is None:
             return None
