@@ -10,8 +10,8 @@ import threading
 
 NICE = 5
 """Added to the thread's niceness: to a thread that wants a core all the time it leaves three quarters (weights 335 and 1024,
-sched(7)). A save of 2 GB needs 0.2 s of CPU, whatever its priority; with both cores of a machine busy it was durable after
-1.1 s with 5, 1.6 s with 10 and 1.0 s with 0 (medians)."""
+sched(7)). A save of 2 GB needs 0.2 s of CPU, whatever its priority; with both cores of a machine more than busy it was
+durable after 1.1 s with 5, 2.1 s with 10 and 1.4 s with 0 (medians of 6, noisy: they show that 10 is late, no more)."""
 
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _WHO_PROCESS = 1
