@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
-Kind = Literal["signal", "machine"]
-"""Signal: whoever sent it ends this process too. Machine: the machine may go away, and may be spared."""
+Kind = Literal["signal", "warning", "machine", "hint"]
+"""What a notice announces; `policy/emergency.py` decides what follows.
+
+signal: whoever sent it (SIGTERM) ends this process too. warning: sent before the end (SIGUSR2), and this process may still be
+left alone. machine: this machine goes away at a time, and may be spared. hint: it may go, pause or move, nobody says when
+for certain (rebalance, freeze, live migration, far-off maintenance).
+"""
 
 DEFAULT_GRACE_S = 30.0
 """From notice to power-off where the source names no time: GCP and Kubernetes give 30 s, Slurm's KillWait is 30 s."""
@@ -25,6 +30,7 @@ class Notice:
         id: the same for every report of one notice, other for every other one.
         source: where from, as people name it: "SIGTERM", "file /run/notice".
         kind: see `Kind`.
+        confidence: how likely the machine really goes, 0 to 1: 1 is a certainty.
         deadline_s: when, on this process's monotonic clock; None if unknown.
         deadline_utc: the same for the ledger.
         cancelled: the notice `id` does not hold any more.
@@ -35,6 +41,7 @@ class Notice:
     kind: Kind
     deadline_s: float | None
     deadline_utc: datetime | None
+    confidence: float = 1.0
     cancelled: bool = False
 
 
