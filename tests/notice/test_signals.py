@@ -26,7 +26,7 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "signal"), (signal.SIGUSR2, "machine")])
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "signal"), (signal.SIGUSR2, "warning")])
 def test_a_signal_is_a_notice_with_the_grace_time(source, number, kind):
     """SIGTERM ends this process; SIGUSR2 says that the machine may go."""
     assert source.poll(100.0, NOW_UTC).notices == ()

@@ -25,7 +25,7 @@ MACHINE = StandingNotice("machine", cancelled=False, past_deadline_s=-20.0)
 
 notices = st.builds(
     StandingNotice,
-    st.sampled_from(["signal", "machine"]),
+    st.sampled_from(["signal", "warning", "machine", "hint"]),
     st.booleans(),
     st.none() | st.floats(-1e4, 1e4),
 )
@@ -84,6 +84,13 @@ def test_a_notice_for_the_machine_is_waited_out(returncode):
     action = decide(Outcome(returncode, notices=(MACHINE,)))
     assert isinstance(action, WaitNotice)
     assert action.at_most_s == 20.0 + MACHINE_SURVIVED_S
+
+
+@given(outcome=outcomes)
+def test_a_hint_changes_nothing_after_the_end(outcome):
+    """A rebalance, a freeze or a far-off maintenance is not waited for: what follows is what would follow without it."""
+    hint = StandingNotice("hint", cancelled=False, past_deadline_s=None)
+    assert decide(replace(outcome, notices=(*outcome.notices, hint))) == decide(outcome)
 
 
 def test_several_notices_are_waited_out_to_the_last():

@@ -12,7 +12,7 @@ from types import FrameType
 from outlast._errors import ConfigError
 from outlast.notice.base import DEFAULT_GRACE_S, Kind, Notice, Polled
 
-KINDS: dict[signal.Signals, Kind] = {signal.SIGTERM: "signal", signal.SIGUSR2: "machine"}
+KINDS: dict[signal.Signals, Kind] = {signal.SIGTERM: "signal", signal.SIGUSR2: "warning"}
 """SIGUSR2 is the warning that comes before (`sbatch --signal=B:USR2@120`): the job may still be left alone."""
 
 
@@ -89,7 +89,7 @@ class SignalSource:
         return Notice(
             id=f"{number.name}-{self._count}",
             source=number.name,
-            kind=KINDS.get(number, "machine"),
+            kind=KINDS[number],
             deadline_s=now_s + self._grace_s,
             deadline_utc=now_utc + timedelta(seconds=self._grace_s),
         )

@@ -6,7 +6,7 @@ Pure: the supervisor describes what happened as an `Outcome` and carries out the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from outlast._errors import (
@@ -33,12 +33,13 @@ class StandingNotice:
     """A notice that the supervisor heard during this launch.
 
     Attributes:
-        kind: "signal" (SIGTERM: whoever sent it ends this process too) or "machine" (the machine may go away).
+        kind: "signal" (SIGTERM: whoever sent it ends this process too), "warning" or "machine" (the machine may go away),
+            or "hint" (nothing follows from it here).
         cancelled: it was taken back.
         past_deadline_s: seconds since its deadline, negative before it; None if it named none.
     """
 
-    kind: Literal["signal", "machine"]
+    kind: Literal["signal", "warning", "machine", "hint"]
     cancelled: bool
     past_deadline_s: float | None
 
@@ -107,7 +108,8 @@ def decide(outcome: Outcome, jitter: float = 0.0) -> Action:
 
     The table of exit codes, read from the top. A SIGTERM ends everything that would be started again: the machine,
     or the job, is going, so a failure in its course (workers die first, the script fails on its loader) is no fault
-    of the script. A notice for the machine is waited out, since a relaunch on a machine that goes away is lost.
+    of the script. A notice for the machine is waited out, since a relaunch on a machine that goes away is lost. A hint is
+    not: nobody says that anything comes of it.
 
     Args:
         outcome: what happened.
@@ -119,6 +121,7 @@ def decide(outcome: Outcome, jitter: float = 0.0) -> Action:
         return End(code, _SAME[code])
     if any(notice.kind == "signal" and not notice.cancelled for notice in outcome.notices):
         return End(EXIT_PREEMPTED, "SIGTERM: start the same command again, and it continues")
+    outcome = replace(outcome, notices=tuple(n for n in outcome.notices if n.kind != "hint"))
     pending = [notice for notice in outcome.notices if not settled(notice)]
     if pending:
         return WaitNotice(_longest_wait(pending), "waiting whether this machine goes away")
