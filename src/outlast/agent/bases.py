@@ -46,6 +46,9 @@ class Bases:
         full: when a save in full is due.
         damaged: chunks that a restore found damaged: they are never referred to. None: another agent of this attempt
             did the restore, and what it found is not known; then only what the attempt itself wrote is referred to.
+
+    Attributes:
+        postponed: a save in full waits, since this machine is about to go. Set by any thread.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Bases:
         self._full = full
         self._damaged = damaged
         self._bases: tuple[Base, ...] = ()
+        self.postponed = False
 
     @property
     def names(self) -> frozenset[str]:
@@ -64,9 +68,11 @@ class Bases:
 
     @property
     def full_is_due(self) -> bool:
-        """Whether the next save is to be written in full."""
+        """Whether the next save is to be written in full; not while a notice stands, but for the first."""
         if not self._bases:
             return True
+        if self.postponed:
+            return False
         newest = self._bases[0]
         age = datetime.now(UTC) - datetime.fromisoformat(newest.full_utc)
         return newest.saves_since_full + 1 >= self._full.saves or age.total_seconds() >= self._full.seconds

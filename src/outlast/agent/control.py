@@ -24,6 +24,8 @@ class Word(IntEnum):
     """Agent: 1 while the next snapshot must hold every byte: a save in full is due, or the last one is not known."""
     STORE_LOST_NS = 4
     """Agent: since when the store fails; 0 while it does not."""
+    EMERGENCIES = 5
+    """Agent: how many emergency saves it asked for that the trainer does not leave after."""
     BATCHES = 8
     """Trainer: batches asked for in this attempt."""
     STEPS = 9

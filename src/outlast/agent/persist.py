@@ -15,11 +15,12 @@ from outlast.agent.bases import FULL_EVERY, Bases, FullEvery
 from outlast.agent.claim import utc_now
 from outlast.agent.control import ControlPage, Word
 from outlast.agent.ledger import Ledger
+from outlast.agent.meter import Measured, Meter
 from outlast.agent.once import Once, Plan, checkpoint_id
 from outlast.agent.outage import Outage
 from outlast.agent.priority import lower_this_thread
 from outlast.agent.protocol import Saved, Snapshot
-from outlast.agent.tasks import Durable, Hooks, InUse, Newest, Task, can_wait, copied, urgency
+from outlast.agent.tasks import Durable, Hooks, InUse, Newest, Task, can_wait, copied, makes_place, urgency
 from outlast.checkpoint.manifest import (
     AttemptRecord,
     CheckpointId,
@@ -94,6 +95,9 @@ class Persister:
         self._writing: Task | None = None
         self._stopped = False
         self._hurried = False
+        self._rushed = False
+        self._again = False
+        self._meter = Meter()
         self._started_s = time.monotonic()
         self.durable: Durable | None = None
         self.newest: Newest | None = None
@@ -116,13 +120,19 @@ class Persister:
             self._hooks.answer(Saved(number=old.snapshot.number, checkpoint=None, error=None))
 
     def release(self, reason: Reason) -> None:
-        """Make the held snapshot durable now, if there is one."""
+        """Make the newest complete snapshot durable now, held or waiting, if it is not being written yet."""
         with self._changed:
-            if self._held is None:
+            task = self._held or max(
+                filter(can_wait, self._queue), key=lambda t: t.snapshot.number, default=None
+            )
+            if task is None:
                 return
-            snapshot = msgspec.structs.replace(self._held.snapshot, reason=reason, hold=False)
-            dropped = self._enqueue(Task(snapshot, self._held.arena))
-            self._held = None
+            if task is self._held:
+                self._held = None
+            else:
+                self._queue.remove(task)
+            snapshot = msgspec.structs.replace(task.snapshot, reason=reason, hold=False)
+            dropped = self._enqueue(Task(snapshot, task.arena))
             self._changed.notify_all()
         for old in dropped:
             self._hooks.answer(Saved(number=old.snapshot.number, checkpoint=None, error=None))
@@ -152,6 +162,25 @@ class Persister:
             saves = frozenset(checkpoint_id(self._record, task.snapshot) for task in tasks)
         return InUse(self._bases.names | named, saves)
 
+    @property
+    def has_complete(self) -> bool:
+        """Whether a complete snapshot is held or waits. Thread-safe."""
+        with self._changed:
+            return self._held is not None or bool(self._queue)
+
+    def measured(self) -> Measured:
+        """What saves cost so far. Thread-safe."""
+        return self._meter.measured()
+
+    def hurry(self, hurried: bool) -> None:
+        """While this machine is about to go: write everything with normal priority, wait for nothing, nothing in full."""
+        with self._changed:
+            self._rushed = hurried
+            self._bases.postponed = hurried
+            if not self._stopped:
+                self._page[Word.WHOLE] = int(self._bases.full_is_due)
+            self._changed.notify_all()
+
     def remind(self) -> None:
         """While the store fails, say once a minute what is at risk. Thread-safe."""
         self._outage.remind()
@@ -172,8 +201,8 @@ class Persister:
 
     def _enqueue(self, task: Task) -> list[Task]:
         """Queue it, with the lock; returns those that it takes the place of."""
-        dropped = [old for old in self._queue if can_wait(old)]
-        self._queue = [old for old in self._queue if not can_wait(old)] + [task]
+        dropped = [old for old in self._queue if makes_place(old, task)]
+        self._queue = [old for old in self._queue if not makes_place(old, task)] + [task]
         return dropped
 
     def _run(self) -> None:
@@ -182,7 +211,7 @@ class Persister:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or bool(self._queue))
-                is_patient = not self._hurried and all(can_wait(task) for task in self._queue)
+                is_patient = not (self._hurried or self._rushed) and all(map(can_wait, self._queue))
             if is_patient:
                 self._hooks.settle()
             with self._changed:
@@ -223,6 +252,8 @@ class Persister:
                         continue
                 self._outage.failed(error, step)
             except Abandoned:
+                if self._again and not self._stopped:
+                    continue  # under the same plan: what is written already stays
                 return Saved(number=number, checkpoint=None, error=None)
             except NotTheLiveState as error:
                 message = f"step {step} was not saved and is taken again: {error}"
@@ -261,7 +292,18 @@ class Persister:
         """One try; the checkpoint's name."""
         snapshot, checkpoint = task.snapshot, plan.header.id
         started = time.monotonic()
-        written = self._once.save(task, plan, self._pace(task))
+        if not self._again:
+            self._meter.begin(snapshot)
+        self._again = False
+        try:
+            written = self._once.save(task, plan, self._pace(task))
+        except Exception as error:
+            self._again = self._again and isinstance(error, Abandoned)
+            if not self._again:
+                self._meter.end(durable=False)
+            raise
+        self._again = False
+        self._meter.end(durable=True)
         now = time.monotonic()
         if self.newest is None or snapshot.number > self.newest.number:
             self.newest = Newest(
@@ -275,20 +317,27 @@ class Persister:
 
     def _pace(self, task: Task) -> Pace:
         """Interval saves give way to training, and to saves that somebody waits for; others are written as they can."""
-        if not can_wait(task):
-            return Pace(is_abandoned=lambda: self._stopped)
+        is_lowered = can_wait(task) and not (self._hurried or self._rushed)
         started = time.monotonic()
         sizes: list[int] = []
 
         def is_abandoned() -> bool:
-            return self._stopped or self._gives_way(task, sum(sizes), time.monotonic() - started)
+            if is_lowered and self._rushed:
+                self._again = True  # by other threads: those that were lowered stay so
+            return (
+                self._stopped or self._again or self._gives_way(task, sum(sizes), time.monotonic() - started)
+            )
 
-        begin = (lambda: None) if self._hurried else lower_this_thread
-        return Pace(begin_thread=begin, is_abandoned=is_abandoned, wrote=sizes.append)
+        def wrote(nbytes: int) -> None:
+            sizes.append(nbytes)
+            self._meter.wrote(nbytes)
+
+        begin = lower_this_thread if is_lowered else (lambda: None)
+        return Pace(begin_thread=begin, is_abandoned=is_abandoned, wrote=wrote)
 
     def _gives_way(self, task: Task, done_bytes: int, took_s: float) -> bool:
         with self._changed:
-            waiting = [other for other in self._queue if not can_wait(other)]
+            waiting = [other for other in self._queue if not can_wait(other) and makes_place(task, other)]
         if not waiting:
             return False
         deadline_ns = self._look(Word.DEADLINE_NS)

@@ -60,6 +60,7 @@ class Retention:
         self._changed = threading.Condition()
         self._is_due = True
         self._is_busy = False
+        self._is_paused = False
         self._stop_at_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="outlast-retain", daemon=True)
 
@@ -75,6 +76,12 @@ class Retention:
             self._is_due = True
             self._changed.notify_all()
 
+    def pause(self, paused: bool) -> None:
+        """Delete nothing while this machine is about to go, but for room in a store that is full."""
+        with self._changed:
+            self._is_paused = paused
+            self._changed.notify_all()
+
     def make_room(self) -> bool:
         """The store is full: delete all that may go, now and in this thread; False where nothing could."""
         plan = self._prune(at_once=True)
@@ -84,7 +91,8 @@ class Retention:
         """Wait until no round is due or under way, for `SETTLE_S` at most."""
         with self._changed:
             self._changed.wait_for(
-                lambda: not (self._is_due or self._is_busy) or self._stop_at_s is not None, SETTLE_S
+                lambda: not (self._is_due or self._is_busy) or self._is_paused or self._stop_at_s is not None,
+                SETTLE_S,
             )
 
     def stop(self, within_s: float) -> None:
@@ -99,7 +107,8 @@ class Retention:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_due or self._stop_at_s is not None, self._wait_s())
-                if self._stop_at_s is not None and not self._is_due:
+                self._changed.wait_for(lambda: not self._is_paused or self._stop_at_s is not None)
+                if self._stop_at_s is not None and (self._is_paused or not self._is_due):
                     return
                 self._is_due, self._is_busy = False, True
             self._prune(at_once=False)
@@ -112,9 +121,11 @@ class Retention:
         waiting_s = self._pruner.next_s(time.monotonic())
         return MAY_WRITE_S if waiting_s is None else min(max(waiting_s, RETRY_S), MAY_WRITE_S)
 
-    def _may_go_on(self) -> bool:
+    def _may_go_on(self, *, at_once: bool) -> bool:
         """Asked before each delete: only the newest attempt deletes."""
         if self._stop_at_s is not None and time.monotonic() >= self._stop_at_s:
+            return False
+        if self._is_paused and not at_once:
             return False
         return superseded_by(self._store, self._record) is None
 
@@ -122,12 +133,12 @@ class Retention:
         """One round; None where it failed. What is left goes in the next."""
         try:
             with self._round:
-                if not self._may_go_on():
+                if not self._may_go_on(at_once=at_once):
                     return None
                 plan = self._pruner.prune(
                     self._known(),
                     in_flight=self._in_flight,
-                    may_go_on=self._may_go_on,
+                    may_go_on=lambda: self._may_go_on(at_once=at_once),
                     now_s=time.monotonic(),
                     at_once=at_once,
                 )

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from outlast._errors import ConfigError
 from outlast._say import say
 from outlast.agent.protocol import NoticeHeard
-from outlast.agent.session import Session, Standing
+from outlast.agent.session import Session
 from outlast.agent.wire import Wire
 from outlast.notice.base import Notice
 from outlast.notice.watch import Watch, for_policy, watch_machine
@@ -34,7 +34,7 @@ class Loop:
         self.watch = watch
         self.heard: list[NoticeHeard] = []
         self._own: dict[str, Notice] = {}
-        self._shown: Notice | None = None
+        self._shown: set[Notice] = set()
         self._alarmed: dict[str, float] = {}
         self._alarm_at_s = time.monotonic() + ALARM_EVERY_S
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -45,15 +45,18 @@ class Loop:
         return (*self.watch.notices, *self._own.values())
 
     @property
-    def standing(self) -> Notice | None:
-        """The most urgent notice that holds: not cancelled, and not outlived by this machine."""
+    def standing(self) -> tuple[Notice, ...]:
+        """The notices that hold, the most urgent first, one of each source: not cancelled, not outlived by this machine."""
         outlived_s = time.monotonic() - MACHINE_SURVIVED_S
         standing = [
             notice
             for notice in self.notices
             if not notice.cancelled and (notice.deadline_s is None or notice.deadline_s > outlived_s)
         ]
-        return min(standing, key=lambda notice: notice.deadline_s or float("inf"), default=None)
+        first: dict[str, Notice] = {}
+        for notice in sorted(standing, key=_deadline_s):
+            first.setdefault(notice.source, notice)
+        return tuple(first.values())
 
     def forget_settled(self) -> None:
         """Before a relaunch: forget notices that were cancelled or outlived, so that the next of their kind counts."""
@@ -79,7 +82,7 @@ class Loop:
                 pidfd = session.trainer_pidfd if session and not session.done.is_set() else None
                 if pidfd is not None and pidfd not in ours:
                     selector.register(pidfd, selectors.EVENT_READ)
-                ready = {key.fd for key, _ in selector.select(TICK_S)}
+                ready = {key.fd for key, _ in selector.select(_tick_s(session))}
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
             if session is not None and pidfd in ready:
@@ -100,12 +103,21 @@ class Loop:
         for notice in changes.cancelled:
             say(f"{notice.source}: cancelled; training goes on")
         standing = self.standing
-        if standing is not None and standing != self._shown:
-            say(f"{standing.source}: this machine goes away{_when(standing)}; saving at the next safe point")
-        self._shown = standing
+        urgent = next((notice for notice in standing if notice.kind != "hint"), None)
+        hints = {notice for notice in standing if notice.kind == "hint"}
+        if urgent is not None and urgent not in self._shown:
+            say(f"{urgent.source}: this machine goes away{_when(urgent)}; saving at the next safe point")
+        for hint in hints - self._shown:
+            say(f"{hint.source}: this machine may go away{_when(hint)}; saving once, and training goes on")
+        self._shown = hints | ({urgent} if urgent is not None else set())
         if session is not None:
-            session.notice(_as_standing(standing))
+            session.notice(standing)
         self._check_alarms(session)
+
+    def ended(self, session: Session) -> None:
+        """The trainer has ended, and what it handed over is durable: nobody need wait any longer for this machine."""
+        for id in session.served:  # noqa: A001 - the field's name
+            self.watch.acknowledge(id)
 
     def _hear(self, message: NoticeHeard) -> None:
         if message.source in self._own or any(n.source == message.source for n in self.watch.notices):
@@ -113,7 +125,7 @@ class Loop:
         self._own[message.source] = Notice(
             id=f"trainer-{message.source}",
             source=message.source,
-            kind="machine" if message.source == "SIGUSR2" else "signal",
+            kind="warning" if message.source == "SIGUSR2" else "signal",
             deadline_s=time.monotonic() + message.grace_s,
             deadline_utc=datetime.now(UTC) + timedelta(seconds=message.grace_s),
         )
@@ -149,6 +161,7 @@ def serve(fd: int) -> int:
     loop = Loop(watch)
     session = Session(Wire(socket.socket(fileno=fd)), say=say, heard=loop.trainer_heard, wake=loop.wake)
     loop.wait(session, (), session.done.is_set)
+    loop.ended(session)
     session.close()
     return 0
 
@@ -159,12 +172,13 @@ def _when(notice: Notice) -> str:
     return f" in {max(notice.deadline_s - time.monotonic(), 0):.0f} s"
 
 
-def _as_standing(notice: Notice | None) -> Standing | None:
-    if notice is None:
-        return None
-    return Standing(
-        source=notice.source,
-        kind=notice.kind,
-        deadline_ns=int(notice.deadline_s * 1e9) if notice.deadline_s is not None else 0,
-        deadline_utc=notice.deadline_utc.isoformat(timespec="milliseconds") if notice.deadline_utc else None,
-    )
+def _deadline_s(notice: Notice) -> float:
+    return float("inf") if notice.deadline_s is None else notice.deadline_s
+
+
+def _tick_s(session: Session | None) -> float:
+    """Until the next look: the trainer is told to leave when it must, not a tick later."""
+    if session is None:
+        return TICK_S
+    until_s = session.leaves_at_s - time.monotonic()
+    return until_s if 0 < until_s < TICK_S else TICK_S

@@ -15,6 +15,7 @@ from outlast._types import Json, Reason
 from outlast.agent.alive import Heartbeat
 from outlast.agent.claim import Waits, utc_now
 from outlast.agent.control import ControlPage, Phase, Stop, Word
+from outlast.agent.heed import Heed
 from outlast.agent.ledger import Ledger
 from outlast.agent.opening import Opening
 from outlast.agent.persist import Persister
@@ -41,8 +42,8 @@ from outlast.agent.retain import Retention
 from outlast.agent.tasks import Hooks, Newest, Task
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.events import EventLog
-from outlast.checkpoint.manifest import AttemptRecord, Chunk
-from outlast.notice.base import Kind
+from outlast.checkpoint.manifest import AttemptRecord, CheckpointId, Chunk, Manifest
+from outlast.notice.base import Notice
 from outlast.policy.alarm import Sight
 from outlast.snapshot.arena import Arena
 from outlast.store.base import Store
@@ -51,16 +52,6 @@ DRAIN_S = 600.0
 """How long an agent whose trainer is gone keeps trying to make durable what is complete."""
 LAST_PRUNE_S = 5.0
 """How long an agent that is done with all else still deletes what the last checkpoint pushed out; the next one goes on."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """The notice that stands, as the trainer is told of it."""
-
-    source: str
-    kind: Kind
-    deadline_ns: int
-    deadline_utc: str | None
 
 
 @dataclass
@@ -75,6 +66,7 @@ class Claimed:
     persister: Persister
     retention: Retention
     heartbeat: Heartbeat
+    heed: Heed
     started_s: float = field(default_factory=time.monotonic)
 
 
@@ -109,7 +101,7 @@ class Session:
         self._rereading: Rereading | None = None
         self._arenas: dict[int, Arena] = {}
         self._lock = threading.Lock()
-        self._standing: Standing | None = None
+        self._notices: tuple[Notice, ...] = ()
         self._told_to_end = False
         self._interrupts = 0
         self._trainer_pidfd: int | None = None
@@ -122,26 +114,25 @@ class Session:
         self._thread = threading.Thread(target=self._serve, name="outlast-session", daemon=True)
         self._thread.start()
 
-    def notice(self, standing: Standing | None) -> None:
-        """Tell the trainer that this machine goes away, or (None) that it does not; saying it twice is harmless."""
-        if standing == self._standing:
-            self._end_outside_loop()
-            return
+    def notice(self, notices: tuple[Notice, ...]) -> None:
+        """Do what the notices that stand ask for now; called at every tick."""
         with self._lock:
-            first = self._standing is None
-            self._standing = standing
+            self._notices = notices
             claimed = self.claimed
-        if claimed is None:
-            self._end_outside_loop()
-            return
-        self._show(claimed.page)
-        if standing is not None and first:
-            claimed.persister.release(Reason.EMERGENCY)
+        if claimed is not None and not self.done.is_set() and claimed.heed.look(notices):
+            claimed.heartbeat.beat_now()
         self._end_outside_loop()
-        kind = "notice" if standing else "notice-cancelled"
-        about = {"source": standing.source, "deadline_utc": standing.deadline_utc} if standing else {}
-        self._record(kind, **about)
-        claimed.heartbeat.beat_now()
+
+    @property
+    def leaves_at_s(self) -> float:
+        """Monotonic time at which the trainer is to be told to leave; infinite while no notice says so."""
+        return self.claimed.heed.leaves_at_s if self.claimed is not None else float("inf")
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """Ids of the notices that led to a durable save, once `done` is set and the script has left by itself."""
+        has_left = self.done.is_set() and self.outcome == "preempted" and self.claimed is not None
+        return self.claimed.heed.served if has_left and self.claimed is not None else ()
 
     def interrupt(self) -> None:
         """Ctrl-C reached the agent."""
@@ -279,7 +270,7 @@ class Session:
             answer=self._answer,
             superseded=self._superseded,
             say=self._say,
-            committed=retention.committed,
+            committed=self._committed,
             make_room=retention.make_room,
             settle=retention.settle,
         )
@@ -294,11 +285,13 @@ class Session:
             damaged=damaged,
         )
         heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
-        claimed = Claimed(hello, store, record, events, page, persister, retention, heartbeat)
+        heed = Heed(page, persister, retention, say=self._say, note=self._record)
+        claimed = Claimed(hello, store, record, events, page, persister, retention, heartbeat, heed)
         with self._lock:
             self.claimed = claimed
+            notices = self._notices
         page[Word.INTERRUPTS] = self._interrupts
-        self._show(page)
+        heed.look(notices)
         if hello.rejoin is None:
             self._record("attempt", host=record.trainer.host, pid=record.trainer.pid)
         retention.start(persister.in_use)
@@ -323,7 +316,7 @@ class Session:
                 self._arenas[message.index] = Arena(fds[0])
             case Snapshot():
                 claimed.persister.submit(Task(message, self._arenas[message.index]))
-                if message.hold and self._standing is not None:
+                if message.hold and claimed.heed.is_leaving:
                     claimed.persister.release(Reason.EMERGENCY)
             case GiveBack():
                 if message.until_ns is None or time.monotonic_ns() < message.until_ns:
@@ -360,13 +353,14 @@ class Session:
         """The trainer is gone: what is complete becomes durable."""
         self._stop_reading()
         persister = claimed.persister
-        persister.release(Reason.EMERGENCY if self._standing else Reason.INTERVAL)
+        persister.release(Reason.EMERGENCY if self._is_ending else Reason.INTERVAL)
         if not persister.drain(DRAIN_S):
             self._say(f"gave up after {DRAIN_S:.0f} s: {persister.last_error or 'the store does not answer'}")
         self._stuck = not persister.stop()
         self.newest = persister.newest
-        claimed.retention.stop(0.0 if self._standing else LAST_PRUNE_S)
+        claimed.retention.stop(0.0 if self._is_ending else LAST_PRUNE_S)
         claimed.heartbeat.stop()
+        claimed.heed.end()
         self._record("end", outcome=self.outcome or "killed")
         try:
             claimed.events.flush()
@@ -388,23 +382,26 @@ class Session:
         if self.claimed is not None:
             self.claimed.page[Word.STOP] = Stop.SUPERSEDED
 
-    def _show(self, page: ControlPage) -> None:
-        if page[Word.STOP] == Stop.SUPERSEDED:
-            return
-        standing = self._standing
-        page[Word.DEADLINE_NS] = standing.deadline_ns if standing else 0
-        page[Word.STOP] = Stop.LEAVE if standing else Stop.NO
+    def _committed(self, id: CheckpointId, manifest: Manifest) -> None:  # noqa: A002 - the field's name
+        claimed = self.claimed
+        if claimed is not None:
+            claimed.retention.committed(id, manifest)
+            claimed.heed.committed(id, manifest.reason)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether a notice stands that says more than a hint."""
+        return any(notice.kind != "hint" for notice in self._notices)
 
     def _end_outside_loop(self) -> None:
         """A script before or after its loop has nothing to save and does not look at the page: SIGTERM ends it too."""
-        standing, pidfd, claimed = self._standing, self._trainer_pidfd, self.claimed
+        pidfd, claimed = self._trainer_pidfd, self.claimed
         phase = claimed.page[Word.PHASE] if claimed else Phase.STARTING
         with self._lock:
             if (
                 self._told_to_end
                 or self.outcome is not None
-                or standing is None
-                or standing.kind != "signal"
+                or not any(notice.kind == "signal" for notice in self._notices)
                 or phase not in (Phase.STARTING, Phase.ENDED)
                 or pidfd is None
             ):

@@ -193,6 +193,7 @@ def _launch(
     attempt = claimed.record.attempt if claimed else 0
     exception = session.exception
     if session.done.is_set():
+        loop.ended(session)
         history.remember(session)
     code = child.returncode or _TOLD_TO_LEAVE.get(session.outcome, 0)
     return _Ended(code, exception, durable.name if durable else None, attempt)

@@ -76,6 +76,15 @@ def can_wait(task: Task) -> bool:
     return task.snapshot.reason is Reason.INTERVAL
 
 
+def makes_place(old: Task, new: Task) -> bool:
+    """Whether `new` is worth more: one that can wait for any that comes later, an emergency save for a newer one."""
+    if can_wait(old):
+        return True
+    both = old.snapshot.reason is new.snapshot.reason is Reason.EMERGENCY
+    is_special = old.snapshot.pinned or old.snapshot.finished or old.snapshot.best is not None
+    return both and not is_special and new.snapshot.number > old.snapshot.number
+
+
 def urgency(task: Task) -> tuple[int, int]:
     """The largest goes first: the strongest reason, and of those the oldest."""
     return task.snapshot.reason.strength, -task.snapshot.number

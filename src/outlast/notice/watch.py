@@ -43,6 +43,7 @@ class Watch:
     def __init__(self, sources: Sequence[NoticeSource]) -> None:
         self._sources = tuple(sources)
         self._notices: dict[str, Notice] = {}
+        self._heard_from: dict[str, NoticeSource] = {}
 
     @property
     def filenos(self) -> tuple[int, ...]:
@@ -76,8 +77,15 @@ class Watch:
                 if notice == known or (notice.cancelled and known is None):
                     continue
                 self._notices[notice.id] = notice
+                self._heard_from[notice.id] = source
                 (cancelled if notice.cancelled else new if known is None else moved).append(notice)
         return Changes(tuple(new), tuple(moved), tuple(cancelled), tuple(warnings))
+
+    def acknowledge(self, id: str) -> None:  # noqa: A002 - the field's name
+        """What notice `id` was for is done: tell its source, where that is one that can be told."""
+        acknowledge = getattr(self._heard_from.get(id), "acknowledge", None)
+        if acknowledge is not None:
+            acknowledge(id)
 
     def close(self) -> None:
         """Close every source."""

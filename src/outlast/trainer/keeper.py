@@ -28,6 +28,7 @@ _FLUSH_NS = 1e9
 _HELD_LOOK_S = 0.1
 """Between looks at a store that is waited for."""
 _STOP, _INTERRUPTS, _BATCHES = int(Word.STOP), int(Word.INTERRUPTS), int(Word.BATCHES)
+_EMERGENCIES = int(Word.EMERGENCIES)
 _STEPS, _SAFE_NS, _SAFE_BATCHES = int(Word.STEPS), int(Word.SAFE_POINT_NS), int(Word.SAFE_POINT_BATCHES)
 
 
@@ -67,6 +68,7 @@ class Keeper:
         self._saved_as = saved_as
         self._changed = False
         self._user_save: bool | None = None
+        self._emergencies = 0
         self._held: int | None = None
         self._batches = 0
         self._last_ns = 0
@@ -115,7 +117,13 @@ class Keeper:
         words[_STEPS] = step
         words[_SAFE_BATCHES] = self._batches
         words[_SAFE_NS] = now_ns
-        idle = not (self._signals.any or words[_STOP] or words[_INTERRUPTS] or self._link.retake)
+        idle = not (
+            self._signals.any
+            or words[_STOP]
+            or words[_INTERRUPTS]
+            or self._link.retake
+            or words[_EMERGENCIES] != self._emergencies
+        )
         if idle and now_ns < self._attend_ns and step < self._due_step:
             self.due_next = 3 * now_ns - 2 * self._last_ns >= self._due_ns or step + 1 >= self._due_step
             self._last_ns = now_ns
@@ -147,8 +155,12 @@ class Keeper:
     def _due(self, step: int, now_ns: int) -> Order | None:
         """What is to be saved at this safe point: what was asked for, a best value, what must be taken again, an interval."""
         redo, best = self._saver.redo, self.best.due
-        if self._user_save is not None or best is not None:
-            order = Order(step, Reason.USER, pinned=bool(self._user_save), best=best)
+        # Fewer than before are those of a new agent, which asks anew for the notices that stand.
+        self._emergencies = min(self._emergencies, self.page[Word.EMERGENCIES])
+        is_emergency = self.page[Word.EMERGENCIES] > self._emergencies
+        if self._user_save is not None or best is not None or is_emergency:
+            reason = Reason.EMERGENCY if is_emergency else Reason.USER
+            order = Order(step, reason, pinned=bool(self._user_save), best=best)
             if redo is None:
                 return order
             return replace(
@@ -257,11 +269,14 @@ class Keeper:
             self._link.close(self._ending)
 
     def _take_due(self, order: Order) -> bool:
+        asked = self.page[Word.EMERGENCIES]
         if self._saver.take(order, in_loop=True) is None:
             return False
         self._changed = False
         self._saved_as = None  # that was what training began with
-        if order.reason is Reason.USER:
+        if order.reason is Reason.EMERGENCY:
+            self._emergencies = asked
+        if order.reason in (Reason.USER, Reason.EMERGENCY):
             self._user_save = self.best.due = None
         return True
 

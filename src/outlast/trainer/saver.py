@@ -155,8 +155,8 @@ class Saver:
     def take(self, order: Order, *, in_loop: bool = False) -> int | None:
         """Copy the state into an arena and hand it over; its number, or None where no arena became free in time.
 
-        An interval save and a held one do not wait: the next safe point tries again. So does, `in_loop`, any save while
-        the store fails, since training goes on then.
+        An interval save and a held one do not wait: the next safe point tries again. So does, `in_loop`, an emergency save,
+        and any save while the store fails, since training goes on then.
         """
         self.settle()
         may_wait = order.hold or order.reason is not Reason.INTERVAL
@@ -312,13 +312,17 @@ class Saver:
         index = self._room.free(lambda: 0.0)
         if index is not None:
             return index
-        waits = not order.hold and order.reason is not Reason.INTERVAL
+        # An emergency save in the loop is one that training goes on after.
+        waits = order.reason in (Reason.USER, Reason.FINAL) or (
+            order.reason is Reason.EMERGENCY and not in_loop
+        )
+        waits = waits and not order.hold
         soon = self._room.pass_over(waits=waits)
         if waits:
             return self._room.free(lambda: self._until(soon) if in_loop else self._deadline_s())
         if soon is None:
             return None
-        if not self._late_said and not order.hold:
+        if not self._late_said and not order.hold and order.reason is Reason.INTERVAL:
             self._late_said = True
             say(
                 "a save takes longer than the interval between two: what waits is passed over for the newest state, and "

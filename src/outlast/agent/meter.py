@@ -1,0 +1,80 @@
+"""What saves cost so far: the figures that decisions about a deadline are made from."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from outlast.agent.protocol import Snapshot
+from outlast.agent.tasks import copied
+
+SAVES_KEPT = 3
+"""The slowest of so many last saves is what the next one is reckoned by: the store and the machine vary."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of saves at a moment.
+
+    Attributes:
+        save_s: what a save takes; None where none was measured.
+        changed_bytes: what it writes.
+        bytes_per_s: at that rate; 0 where none was measured.
+        in_flight_bytes: what the save that is being written may still write; None where none is.
+        in_flight_s: how long that may still take.
+    """
+
+    save_s: float | None
+    changed_bytes: int
+    bytes_per_s: float
+    in_flight_bytes: int | None
+    in_flight_s: float
+
+
+class Meter:
+    """Measures saves as they are written. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: deque[tuple[float, int]] = deque(maxlen=SAVES_KEPT)
+        self._begun_s: float | None = None
+        self._left_bytes = self._written_bytes = 0
+        self._snapshot_bytes = 0
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """A snapshot's save begins."""
+        with self._lock:
+            self._begun_s = time.monotonic()
+            self._left_bytes = self._snapshot_bytes = copied(snapshot)
+            self._written_bytes = 0
+
+    def wrote(self, nbytes: int) -> None:
+        """So much of it is durable."""
+        with self._lock:
+            self._left_bytes = max(self._left_bytes - nbytes, 0)
+            self._written_bytes += nbytes
+
+    def end(self, *, durable: bool) -> None:
+        """It has ended: it is durable, or failed, or was given up."""
+        with self._lock:
+            if durable and self._begun_s is not None:
+                self._last.append((time.monotonic() - self._begun_s, self._written_bytes))
+            self._begun_s = None
+
+    def measured(self) -> Measured:
+        """What is known now."""
+        now = time.monotonic()
+        with self._lock:
+            last: tuple[float | None, int] = max(self._last, default=(None, self._snapshot_bytes))
+            seconds, nbytes = last
+            flight_s = None if self._begun_s is None else now - self._begun_s
+            rate = nbytes / max(seconds, 1e-9) if seconds is not None else 0.0
+            if flight_s is None:
+                return Measured(seconds, nbytes, rate, None, 0.0)
+            # One that already takes longer than those before is what the next may take, too.
+            slow_s = None if seconds is None else max(seconds, flight_s)
+            left_bytes = self._left_bytes if seconds is None else min(self._left_bytes, nbytes)
+            left_s = 0.0 if slow_s is None else slow_s - flight_s
+            return Measured(slow_s, nbytes, rate, left_bytes, left_s)
