@@ -9,15 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from outlast._types import Reason
-from outlast.agent.control import ControlPage, Stop, Word
+from outlast.agent.control import ControlPage, Phase, Stop, Word
 from outlast.agent.persist import Persister
 from outlast.agent.retain import Retention
 from outlast.checkpoint.manifest import CheckpointId
 from outlast.notice.base import Notice
-from outlast.policy.emergency import Choice, Facts, choose, leave_s
+from outlast.policy.emergency import EXIT_S, Choice, Facts, choose, latest_leave_s, leave_s
 
 POINTS_KEPT = 50
 """Of so many last looks at safe points the slowest step is the one that is reckoned with."""
+LATE_STEPS = 2
+"""A step that takes so often as long as the slowest of the last ones may not end."""
 QUIET_S = 600.0
 """Nothing is deleted and nothing written in full in the last minutes before a deadline. A machine that goes next week must not
 fill its store until then."""
@@ -127,6 +129,20 @@ class Heed:
         since_s = now - safe_ns / 1e9 if safe_ns else 0.0
         return max(since_s, *self._steps_s, 0.0)
 
+    def _is_late(self, deadline_s: float | None, save_s: float | None, now: float) -> bool:
+        """Whether the safe point that a trainer is to leave at is not waited for: what is complete is saved without it."""
+        if (
+            not self._steps_s
+            or self._page[Word.PHASE] != Phase.TRAINING
+            or deadline_s is None
+            or save_s is None
+        ):
+            return True
+        since_s = now - self._page[Word.SAFE_POINT_NS] / 1e9
+        return since_s > LATE_STEPS * max(self._steps_s) + EXIT_S or now >= latest_leave_s(
+            deadline_s, save_s, 0.0
+        )
+
     def _compare(self, standing: dict[str, Notice], now: float) -> bool:
         """Take over what is new and what has moved, let go what stands no more."""
         news = False
@@ -177,8 +193,8 @@ class Heed:
         leaves = bool(ending) and (self._leaving or now >= self.leaves_at_s)
         decided = leaves and not self._leaving
         self._leaving = leaves
-        if decided:
-            self._persister.release(Reason.EMERGENCY)  # a trainer that hangs reaches no safe point
+        if leaves and self._is_late(deadline_s, measured.save_s, now):
+            self._persister.release(Reason.EMERGENCY)
         fresh = [heeded for heeded in self._heeded.values() if not heeded.asked]
         if fresh:
             decided = True
