@@ -5,6 +5,7 @@ No torch here: tensors are copied into arenas by `snapshot/stager.py`, this move
 
 from __future__ import annotations
 
+import math
 import subprocess
 import threading
 import time
@@ -88,6 +89,7 @@ class Link:
         self._kept_events = 0
         self._lost_s: list[float] = []
         self._filled: list[Filled] = []
+        self._heard_until_s: dict[str, float] = {}
         self._agents = 1
         self._leaving = False
         self._outcome: Ending = "error"
@@ -255,8 +257,11 @@ class Link:
             self._flush_events()
 
     def notice(self, source: str, grace_s: float) -> None:
-        """Tell the agent of a signal that reached this process."""
+        """Tell the agent of a signal that reached this process; a new agent is told what is left of its grace."""
+        now = time.monotonic()
         with self._lock:
+            if now > self._heard_until_s.get(source, -math.inf):  # a repetition does not move the deadline
+                self._heard_until_s[source] = now + grace_s
             self._try_send(NoticeHeard(source=source, grace_s=grace_s))
 
     def raise_if_lost(self) -> None:
@@ -382,6 +387,9 @@ class Link:
             self._wire, self._own_agent = wire, process
             self._agents += 1
             self._kept_events = 0
+            now = time.monotonic()
+            for source, until_s in self._heard_until_s.items():
+                self._try_send(NoticeHeard(source=source, grace_s=until_s - now))
             for index, arena in self._arenas.items():
                 self._try_send(ArenaMessage(index=index), (arena.fd,))
             if self._sent_events:
