@@ -44,7 +44,10 @@ def test_a_cancelled_notice_after_the_script_has_left(lab):
 
 
 def test_slurm_counts_a_job_that_ends_cleanly_as_complete(lab):
-    """Slurm: a job that ends cleanly inside the grace time counts as complete and is not queued again"""
+    """Slurm: a job that ends cleanly inside the grace time counts as complete and is not queued again
+
+    Its end is told from a complete one; that the job queues itself again is shown on a real Slurm, in `tests/real/`.
+    """
     script = lab.script(T_GATES="step:5", SLURM_JOB_ID=17)
     lab.at("step:5")
     script.kill_group(signal.SIGTERM)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from outlast._errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_STORE, EXIT_SUPERSEDED, ConfigError
 from outlast._say import say
+from outlast.agent.requeue import batch_job, requeue
 from outlast.agent.server import Loop
 from outlast.agent.session import Session
 from outlast.agent.tasks import Newest
@@ -109,13 +110,22 @@ def supervise(
     listener.bind(f"\0{name}")
     listener.listen()
     history = _History()
+    job = batch_job(os.environ, os.getpid())
     try:
         while True:
             ended = _launch(command, env, listener, loop, interrupts=interrupts, history=history)
             env.pop("OUTLAST_TAKE_OVER", None)  # once: what this launch has started is its own from now on
             code = _what_next(
-                ended, history, loop, interrupts, max_restarts=max_restarts, store_wait_s=store_wait_s
+                ended,
+                history,
+                loop,
+                interrupts,
+                max_restarts=max_restarts,
+                store_wait_s=store_wait_s,
+                batch=job is not None,
             )
+            if code == EXIT_PREEMPTED and job is not None:
+                requeue(job)
             if code is not None:
                 return code
     finally:
@@ -258,8 +268,9 @@ def _what_next(
     *,
     max_restarts: int,
     store_wait_s: float,
+    batch: bool,
 ) -> int | None:
-    """Carry out what the policy decides: None to start again, else the exit code."""
+    """Carry out what the policy decides: None to start again, else the exit code. `batch`: this is a Slurm job's script."""
     history.attempts = max(history.attempts, ended.attempt)
     new_checkpoint = ended.durable is not None and ended.durable != history.durable
     now = time.monotonic()
@@ -276,7 +287,7 @@ def _what_next(
         now = time.monotonic()
         outcome = Outcome(
             returncode=ended.returncode,
-            notices=tuple(_as_heard(notice, now) for notice in loop.notices),
+            notices=tuple(_as_heard(notice, now, batch=batch) for notice in loop.notices),
             restarts=history.restarts,
             max_restarts=max_restarts,
             store_tries=history.store_tries,
@@ -321,6 +332,8 @@ def _wait(loop: Loop, interrupts: _Interrupts, seconds: float | None) -> bool:
     return not disturbed()
 
 
-def _as_heard(notice: Notice, now_s: float) -> StandingNotice:
+def _as_heard(notice: Notice, now_s: float, *, batch: bool) -> StandingNotice:
+    """What the policy is told of a notice. Slurm warns a batch job (`--signal=B:USR2@N`) only when it will end it."""
     past_s = now_s - notice.deadline_s if notice.deadline_s is not None else None
-    return StandingNotice(notice.kind, notice.cancelled, past_s)
+    kind = "signal" if batch and notice.kind == "warning" else notice.kind
+    return StandingNotice(kind, notice.cancelled, past_s)

@@ -120,7 +120,7 @@ def decide(outcome: Outcome, jitter: float = 0.0) -> Action:
     if code in _SAME:  # 130 also where SIGINT itself ended it, before outlast.Run could answer
         return End(code, _SAME[code])
     if any(notice.kind == "signal" and not notice.cancelled for notice in outcome.notices):
-        return End(EXIT_PREEMPTED, "SIGTERM: start the same command again, and it continues")
+        return End(EXIT_PREEMPTED, "told to end by a signal: start the same command again, and it continues")
     outcome = replace(outcome, notices=tuple(n for n in outcome.notices if n.kind != "hint"))
     pending = [notice for notice in outcome.notices if not settled(notice)]
     if pending:
