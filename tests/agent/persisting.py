@@ -36,6 +36,30 @@ def digests(data: bytes) -> tuple[str, ...]:
     return tuple(digest(data[at : at + writer.CHUNK_BYTES]) for at in range(0, len(data), writer.CHUNK_BYTES))
 
 
+class Gate:
+    """A store's `before` that stops at one operation until it is opened, and fails as long as `failing` is set."""
+
+    def __init__(self, operation="write"):
+        self.operation = operation
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self.closed = False
+        self.failing = None
+
+    def __call__(self, operation, key):
+        if self.failing is not None and operation in ("write", "put", "create"):
+            raise self.failing
+        if self.closed and operation == self.operation:
+            self.reached.set()
+            assert self.opened.wait(30)
+
+    def close(self):
+        self.closed = True
+
+    def open(self):
+        self.closed = False
+        self.opened.set()
+
+
 class Saver:
     """One agent of an attempt, and what it answered.
 

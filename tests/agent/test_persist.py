@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from persisting import Saver, attempt_record
+from persisting import Gate, Saver, attempt_record
 
 from outlast._errors import StoreDenied, StoreFull, StoreUnavailable
 from outlast._types import Reason
@@ -44,30 +44,6 @@ def saver(monkeypatch):
     yield make
     for each in made:
         each.close()
-
-
-class Gate:
-    """A store's `before` that stops at one operation until it is opened, and fails as long as `failing` is set."""
-
-    def __init__(self, operation="write"):
-        self.operation = operation
-        self.reached, self.opened = threading.Event(), threading.Event()
-        self.closed = False
-        self.failing = None
-
-    def __call__(self, operation, key):
-        if self.failing is not None and operation in ("write", "put", "create"):
-            raise self.failing
-        if self.closed and operation == self.operation:
-            self.reached.set()
-            assert self.opened.wait(30)
-
-    def close(self):
-        self.closed = True
-
-    def open(self):
-        self.closed = False
-        self.opened.set()
 
 
 def manifest(store, name):
