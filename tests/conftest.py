@@ -12,6 +12,8 @@ from launch import Lab, Zygote
 
 # Each test process and each trainer that a test starts computes on one thread: pytest runs two at a time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs of tests lie on this machine's disk, also where the tests run on a spot machine.
+os.environ["OUTLAST_PREEMPTIBLE"] = "0"
 
 NAMED_SKIPS = ("gpu", "lab")
 """Markers of the tests that may be skipped: they need something that not every machine has."""

@@ -134,6 +134,7 @@ class Lab:
             "T_LAB": str(self.folder),
             "OUTLAST_STORE": str(self.folder / "store"),
             "OUTLAST_SAVE_EVERY": "1000000 steps",
+            "OUTLAST_PREEMPTIBLE": "0",
             "T_NAME": "run",
         }
 

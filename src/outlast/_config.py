@@ -242,10 +242,6 @@ UNAVAILABLE = {
         "bounds the work that an interruption can cost",
         "save_every bounds it: 5 minutes by default",
     ),
-    "allow_local_store": (
-        "refuses a disk that does not outlive the machine",
-        "such a disk is used, and said",
-    ),
 }
 """Options of `Run` that belong to later work: what each will do, and what holds today."""
 
@@ -261,6 +257,7 @@ RESERVED = frozenset(
         "verify_snapshots",
         "snapshot",
         "on_store_loss",
+        "allow_local_store",
         "seed",
         *UNAVAILABLE,
     }

@@ -58,7 +58,8 @@ class Run:
         verify_snapshots: compare every snapshot with a digest of the live state, taken at the safe point.
         snapshot: "copy" at the safe point, or "overlap": on CUDA, the copy runs under the next forward and backward.
         on_store_loss: while the store fails "continue" training, "pause" at a safe point, or "exit" with code 74.
-        max_lost_work: not there yet, as `allow_local_store`.
+        allow_local_store: save to a disk of this machine although it is known to be preemptible, which is an error else.
+        max_lost_work: not there yet.
         **state: what changes while training, by names of your choice: modules, optimizers, schedulers, anything with
             `state_dict()` and `load_state_dict()`, or `outlast.Value(x)`.
 
@@ -89,12 +90,12 @@ class Run:
         verify_snapshots: bool = False,
         snapshot: Literal["copy", "overlap"] = "copy",
         on_store_loss: Literal["continue", "pause", "exit"] = "continue",
-        allow_local_store: Any = None,
+        allow_local_store: bool = False,
         seed: int | None = None,
         **state: Any,
     ) -> None:
         watch_exceptions()
-        _config.reject_unavailable(max_lost_work=max_lost_work, allow_local_store=allow_local_store)
+        _config.reject_unavailable(max_lost_work=max_lost_work)
         if _active:
             msg = (
                 "this process has an unfinished outlast.Run already: one run per process, or finish the first"
@@ -141,6 +142,7 @@ class Run:
                 settings=settings,
                 keep=kept,
                 rejoin=None,
+                allow_local_store=allow_local_store,
             )
         )
         resumed, offer = open_run(link, state, watch, settings)

@@ -45,11 +45,10 @@ def test_resume_must_with_nothing_there_is_an_error(lab: Lab) -> None:
 
 def test_options_of_later_work_say_that_they_are_not_there_yet(lab: Lab) -> None:
     """Each that was given is named."""
-    source = "import torch, outlast\noutlast.Run('run', max_lost_work='5m', allow_local_store=True, model=torch.nn.Linear(1, 1))\n"
+    source = "import torch, outlast\noutlast.Run('run', max_lost_work='5m', model=torch.nn.Linear(1, 1))\n"
     started = lab.source(source)
     assert started.wait() == CONFIG
     assert "max_lost_work" in started.text
-    assert "allow_local_store" in started.text
     assert lab.bytes_on_store() == {}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from outlast._errors import ObjectDamaged, ObjectMissing
+import os
+
+from outlast._errors import ConfigError, ObjectDamaged, ObjectMissing
 from outlast._process import process_alive
 from outlast.agent.protocol import Hello
 from outlast.checkpoint import catalog
 from outlast.checkpoint.manifest import Commit
 from outlast.checkpoint.sealed import read_record
+from outlast.notice.preemptible import preemptible
 from outlast.store import open_store
 from outlast.store.base import Store
 
@@ -18,7 +21,29 @@ def open_place(hello: Hello) -> Store:
     """Open the run's store.
 
     `resume="never"` takes `<name>-2`, `-3`, ... once per launch and script: its relaunches resume what it began.
+
+    Raises:
+        ConfigError: it is a disk of a machine that is known to be preemptible, and nobody allowed that.
     """
+    store = _open(hello)
+    # A trainer whose agent died trains already: it was asked when it started.
+    if store.is_local_disk and not hello.allow_local_store and hello.rejoin is None:
+        _refuse_preemptible(store)
+    return store
+
+
+def _refuse_preemptible(store: Store) -> None:
+    why = preemptible(os.environ)
+    if why is not None:
+        msg = (
+            f"{store.url} is on a disk of this machine, which can be taken away at any time ({why}): what is saved there may go "
+            "with it. Save to a bucket (OUTLAST_STORE=s3://...) or a shared folder; if this disk outlives the machine, say so: "
+            "outlast.Run(..., allow_local_store=True)"
+        )
+        raise ConfigError(msg)
+
+
+def _open(hello: Hello) -> Store:
     if hello.resume != "never" or hello.rejoin is not None:
         return open_store(hello.url)
     for number in range(1, _MOST_NAMES):

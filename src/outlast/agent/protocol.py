@@ -51,6 +51,7 @@ class Hello(Message, frozen=True):
     settings: dict[str, Json]
     keep: Keep
     rejoin: Rejoin | None
+    allow_local_store: bool = False
 
 
 class Offer(Message, frozen=True):

@@ -165,6 +165,7 @@ def drill_env(*, interval_steps: int, grace_s: float, folder: Path) -> dict[str,
     env["OUTLAST_SAVE_EVERY"] = f"{interval_steps} steps"
     env["OUTLAST_GRACE_S"] = str(grace_s)
     env["OUTLAST_VERIFY_SNAPSHOTS"] = "1"
+    env["OUTLAST_PREEMPTIBLE"] = "0"  # a drill's runs need not outlive this machine, be it a spot one
     return env
 
 
