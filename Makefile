@@ -3,6 +3,7 @@
 #   make drill    train the bundled example, interrupt it again and again, prove that nothing was lost
 #   make test     all tests
 #   make check    lint, types and all tests
+#   make slurm    install a real Slurm for the tests of tests/real (root on Debian); skipped by name without one
 #   make test-gpu the tests that need a CUDA device; each is skipped by name without one
 #   make bench    what a save costs beside what people use, on this machine, which must do nothing else
 #   make soak     hundreds of random schedules of interruptions (half an hour)
@@ -13,7 +14,7 @@ BIN := .venv/bin
 READY := .venv/ready
 AZURITE := .venv/node_modules/.bin/azurite-blob
 
-.PHONY: drill drill-scripts test test-gpu bench lint types check
+.PHONY: drill drill-scripts test slurm test-gpu bench lint types check
 .DELETE_ON_ERROR:
 
 drill: $(READY)
@@ -26,6 +27,11 @@ drill-scripts: $(READY)
 # Two processes: the tests start servers and trainers of their own, and hold times on a two-core machine.
 test: $(READY) $(AZURITE)
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Where the lists of packages are old, they are fetched anew and it is tried once more.
+slurm:
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null && exit 0; export DEBIAN_FRONTEND=noninteractive; \
+	  install="apt-get install -y -q slurm-wlm munge"; $$install || { apt-get update -q && $$install; }
 
 # One process: the tests share one device. The torch that pip takes from PyPI is built for CUDA.
 test-gpu: $(READY)

@@ -6,8 +6,8 @@ process. What is judged is what a script wrote itself, or bytes on the store.
 
 Left to the work that brings what they are about:
 
-- several ranks (they need a world): "a collective inside a signal handler: ranks diverge and hang"; "only rank 3's machine
-  got the notice"; "123 of 128 shards saved, then a hang" (its second half, "logged saved before it was", is here); "one
+- several ranks (they need a world; "a collective inside a signal handler" is here for ranks with a run each): "only rank 3's
+  machine got the notice"; "123 of 128 shards saved, then a hang" (its second half, "logged saved before it was", is here); "one
   rank's RNG stream restored on all ranks"; "all ranks wrote one file for the loader's state"; "state of a lost rank silently
   dropped when the world shrank".
 - experiment trackers (they need the integration): "experiment tracker forked into a new run at every preemption".
