@@ -1,0 +1,212 @@
+"""AWS: the instance metadata service (IMDSv2) tells of spot interruptions, rebalancing, maintenance and scaling in.
+
+The spot interruption comes 2 minutes ahead. Paths and bodies: AWS's EC2 user guide, "Instance metadata categories".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from outlast.notice.base import Polled
+from outlast.notice.file import MAX_AHEAD_S
+from outlast.notice.threaded import Found, NotHere, Standing
+from outlast.notice.transport import Response, Transport
+
+TOKEN_PATH = "/latest/api/token"  # noqa: S105 - a path
+TOKEN_TTL_S = 21600
+"""The longest that the service grants."""
+RENEW_AT = 0.9
+"""Share of its life after which a token is renewed."""
+OTHERS_EVERY_S = 5.0
+"""Between looks at what is not the interruption itself: AWS asks for 5 s, and the interruption needs to be quicker."""
+FAR_OFF_S = 600.0
+"""Maintenance that is further away than this, 10 minutes, is only a hint: it is often moved or taken back."""
+REBALANCE_CONFIDENCE = 0.3
+"""A rebalance recommendation says "at elevated risk"; most are not followed by an interruption soon."""
+_TTL = "x-aws-ec2-metadata-token-ttl-seconds"
+
+
+class AwsMetadata:
+    """Asks IMDSv2, with a token that is renewed before it ends.
+
+    Args:
+        transport: to the service.
+        is_ec2: the machine says by itself that it is EC2: a service that does not answer is then a fault, not another place.
+    """
+
+    name = "AWS"
+    pause_s = 0.5
+
+    def __init__(self, transport: Transport, *, is_ec2: bool) -> None:
+        self._transport = transport
+        self._is_ec2 = is_ec2
+        self._token = ""
+        self._renew_at_s = 0.0
+        self._others_at_s = 0.0
+        self._standing = Standing()
+        self._last: dict[str, tuple[Found, ...]] = {}
+
+    def look(self, now_s: float, now_utc: datetime) -> Polled:
+        """Ask for the interruption, and now and then for the rest; a path that fails leaves what it said last."""
+        if now_s >= self._renew_at_s:
+            self._renew(now_s)
+        paths = list(_READERS)[:1]
+        if now_s >= self._others_at_s:
+            paths = list(_READERS)
+            self._others_at_s = now_s + OTHERS_EVERY_S
+        warnings = []
+        for path in paths:
+            try:
+                self._last[path] = self._read(path, now_s, now_utc)
+            except OSError as error:
+                warnings.append(
+                    f"AWS metadata: {path}: {error}; asked again, until then nothing is heard of it"
+                )
+        found = [one for last in self._last.values() for one in last]
+        return Polled(self._standing.changes(found, now_s, now_utc), tuple(warnings))
+
+    def acknowledge(self, notice_id: str) -> None:
+        """AWS takes none."""
+
+    def close(self) -> None:
+        """End a request that waits."""
+        self._transport.close()
+
+    def _read(self, path: str, now_s: float, now_utc: datetime) -> tuple[Found, ...]:
+        answer = self._get(path)
+        if answer.status == 401:
+            self._renew(now_s)
+            answer = self._get(path)
+        if answer.status == 404:
+            return ()
+        if answer.status != 200:
+            msg = f"answered {answer.status}"
+            raise OSError(msg)
+        try:
+            return _READERS[path](answer.body, now_utc)
+        except (ValueError, OverflowError) as error:
+            msg = f"holds {answer.body[:200]!r}, which is not as documented ({error})"
+            raise OSError(msg) from error
+
+    def _get(self, path: str) -> Response:
+        return self._transport.request("GET", path, {"X-aws-ec2-metadata-token": self._token})
+
+    def _renew(self, now_s: float) -> None:
+        was_here = bool(self._token)
+        try:
+            answer = self._transport.request("PUT", TOKEN_PATH, {_TTL: str(TOKEN_TTL_S)}, b"")
+        except TimeoutError as error:
+            if self._is_ec2 and not was_here:
+                msg = (
+                    "this is an EC2 machine, but its metadata service gives no token: in a container that is the hop limit. Run: "
+                    "aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2 --instance-id ..."
+                )
+                raise TimeoutError(msg) from error
+            raise self._unreachable(error, was_here=was_here) from error
+        except OSError as error:
+            raise self._unreachable(error, was_here=was_here) from error
+        token = answer.body.decode("ascii", "replace").strip()
+        if answer.status == 403:
+            msg = "AWS notices are not heard: the instance's metadata service is switched off (403)"
+            raise NotHere(msg)
+        if answer.status != 200:
+            if answer.status < 500 and not was_here and not self._is_ec2:
+                msg = f"AWS notices are not heard: this is not AWS (no token service: {answer.status})"
+                raise NotHere(msg)
+            msg = f"the token service answered {answer.status}"
+            raise OSError(msg)
+        if not token or not token.isprintable():
+            msg = f"the token service answered {answer.body[:40]!r} instead of a token"
+            raise OSError(msg)
+        self._token = token
+        granted = answer.headers.get(_TTL, "")
+        life_s = min(float(granted), TOKEN_TTL_S) if granted.isdecimal() else TOKEN_TTL_S
+        self._renew_at_s = now_s + RENEW_AT * life_s
+
+    def _unreachable(self, error: OSError, *, was_here: bool) -> Exception:
+        if was_here or self._is_ec2:
+            return OSError(f"the token service does not answer ({error})")
+        return NotHere(f"AWS notices are not heard: this is not AWS (no token service: {error})")
+
+
+class _Action(msgspec.Struct):
+    action: str
+    time: datetime
+
+
+class _Rebalance(msgspec.Struct):
+    noticeTime: datetime  # noqa: N815 - AWS's name
+
+
+class _Maintenance(msgspec.Struct, rename={"event_id": "EventId", "not_before": "NotBefore"}):
+    event_id: str
+    not_before: str
+    code: str = msgspec.field(name="Code", default="maintenance")
+    state: str = msgspec.field(name="State", default="active")
+
+
+def _interruption(body: bytes, now_utc: datetime) -> tuple[Found, ...]:
+    said = msgspec.json.decode(body, type=_Action)
+    at = checked(said.time, now_utc)
+    return (Found("aws-instance-action", f"AWS spot {said.action[:20]}", "machine", at),)
+
+
+def _rebalance(body: bytes, now_utc: datetime) -> tuple[Found, ...]:  # noqa: ARG001 - as all readers
+    said = msgspec.json.decode(body, type=_Rebalance)
+    key = f"aws-rebalance-{said.noticeTime:%Y%m%dT%H%M%S}"
+    return (Found(key, "AWS rebalance recommendation", "hint", None, REBALANCE_CONFIDENCE),)
+
+
+def _maintenance(body: bytes, now_utc: datetime) -> tuple[Found, ...]:
+    found = []
+    for event in msgspec.json.decode(body, type=list[_Maintenance]):
+        if event.state != "active":
+            continue
+        at = checked(parse_date(event.not_before), now_utc, most_s=None)
+        # One whose time has come, with this machine still here, may begin at any moment of hours: no deadline either.
+        is_near = timedelta() <= at - now_utc <= timedelta(seconds=FAR_OFF_S)
+        source = f"AWS maintenance {event.code[:40]}"
+        found.append(Found(f"aws-{event.event_id[:100]}", source, "machine" if is_near else "hint", at))
+    return tuple(found)
+
+
+def _lifecycle(body: bytes, now_utc: datetime) -> tuple[Found, ...]:  # noqa: ARG001 - as all readers
+    if body.strip() != b"Terminated":
+        return ()
+    return (Found("aws-lifecycle", "AWS Auto Scaling terminates", "machine", None),)
+
+
+_READERS: dict[str, Callable[[bytes, datetime], tuple[Found, ...]]] = {
+    "/latest/meta-data/spot/instance-action": _interruption,
+    "/latest/meta-data/events/recommendations/rebalance": _rebalance,
+    "/latest/meta-data/events/maintenance/scheduled": _maintenance,
+    "/latest/meta-data/autoscaling/target-lifecycle-state": _lifecycle,
+}
+
+
+def parse_date(text: str) -> datetime:
+    """Read "21 Jan 2019 09:00:43 GMT" or "Mon, 19 Sep 2016 18:29:47 GMT".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    from email.utils import parsedate_to_datetime
+
+    return parsedate_to_datetime(text)
+
+
+def checked(at: datetime, now_utc: datetime, most_s: float | None = MAX_AHEAD_S) -> datetime:
+    """Make a deadline aware of its zone, UTC where it names none, and refuse one that cannot be meant.
+
+    Raises:
+        ValueError: it is further from now than `most_s`.
+    """
+    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
+    away_s = (aware - now_utc).total_seconds()
+    if most_s is not None and abs(away_s) > most_s:
+        msg = f"a deadline {away_s:.0f} s from now"
+        raise ValueError(msg)
+    return aware
