@@ -7,6 +7,8 @@ record has `kind`, `utc`, `attempt` and `step`:
     notice     source, deadline_utc  warning     cause, message               metrics  values: {name: number}
     store-lost error                 store-back  seconds                      alive    agent: ProcessId
     end        outcome               deleted     checkpoints, bytes
+    decision   what, why, then, and the figures that it was made from        leaving  left_s: before the deadline
+    notice-cancelled, notice-outcome: source, durable, checkpoint, seconds from the notice
 
 Floats that JSON does not know are written as `{"$float": "nan"}`, so that a loss of NaN reads back as one.
 """
