@@ -13,12 +13,13 @@ from outlast.checkpoint import catalog
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.manifest import AttemptRecord, attempt_key, seal
 from outlast.cli import status
-from outlast.cli._recent import ATTEMPTS_READ, HEAD_PARTS, LOOK_BACK_PARTS, TAIL_PARTS
+from outlast.cli._recent import ATTEMPTS_READ, ENDING_PARTS, ENDINGS_READ, HEAD_PARTS, LOOK_BACK_PARTS
 from saving import RUN_ID, UTC, MemoryStore, id_of, save
 
 HERE = process_id(os.getpid())
-MOST_PARTS = LOOK_BACK_PARTS + (ATTEMPTS_READ - 1) * TAIL_PARTS + ATTEMPTS_READ * HEAD_PARTS + 1
-"""What may be read of the ledger; one more is the part that reaches to the newest checkpoint."""
+ATTEMPTS = 5
+MOST_PARTS = LOOK_BACK_PARTS + (ATTEMPTS - 1) * ENDING_PARTS + ATTEMPTS_READ * HEAD_PARTS + 1
+"""What may be read of the ledger of so many attempts; one more is the part that reaches to the newest checkpoint."""
 
 
 class Run:
@@ -71,7 +72,7 @@ def run(monkeypatch, capsys):
 
 def test_days_of_training_are_told_from_a_few_parts(run):
     """Five attempts of 2,000 parts each: one listing, a bounded number of reads, and everything that is shown is right."""
-    for number in range(1, 6):
+    for number in range(1, ATTEMPTS + 1):
         run.attempt(number)
         run.put(number, ("attempt", 0, {}))
         run.put(number, ("resume", 1000 * number, {"guarantee": "bit-exact"}))
@@ -92,7 +93,7 @@ def test_days_of_training_are_told_from_a_few_parts(run):
     assert (found["notice"]["attempt"], found["save"]["step"]) == (4, 6990)
     assert [w["message"] for w in found["warnings"]] == ["open"]
     assert found["metrics"]["step"] == 7009
-    assert [a["outcome"] for a in found["attempts"]] == [None, None, "preempted", "preempted", None]
+    assert [a["outcome"] for a in found["attempts"]] == ["preempted"] * 4 + [None]
     assert "last save durable in 1.5 s; 3.0 MiB written, 1.0 MiB copied of 2.0 GiB" in run.text()
 
 
@@ -159,3 +160,53 @@ def test_attempts_whose_records_are_lost_are_no_reason_to_fail(run):
     run.store.delete([attempt_key(1)])
     found, _, _ = run.status()
     assert (found["durable"]["step"], found["attempts"]) == (100, [])
+
+
+def notice(number, id, announces="machine"):  # noqa: A002 - the field's name
+    """A record of a notice; each has its own source here."""
+    return ("notice", number, {"source": id, "id": id, "announces": announces, "deadline_utc": None})
+
+
+def test_what_became_of_each_notice_is_told_of_every_attempt(run):
+    """From each attempt's last parts, though minutes of signs of life lie between the notice and the end."""
+    for number in range(1, 9):
+        run.attempt(number)
+        run.beats(number, 100, log=True)
+        run.put(number, notice(7, f"aws-{number}"), notice(7, f"hint-{number}", "hint"))
+        run.beats(number, 10)
+        if number in (2, 5, 8):
+            run.put(number, ("save", 9, {"reason": "emergency"}))
+        run.put(number, ("end", 9, {"outcome": "preempted"}))
+    found, _, _ = run.status()
+    told = {n["source"]: n["outcome"] for n in found["notices"]}
+    for number in range(1, 9):
+        assert told[f"aws-{number}"] == told[f"hint-{number}"] == ("saved" if number in (2, 5, 8) else "lost")
+    assert found["recall"] == {"saved": 3, "counted": 8, "share": 3 / 8}
+    assert "recall 3 of 8 notices led to a durable save (38%); not those of aws-1, aws-3" in run.text()
+    assert "notice hint-8," in run.text()
+
+
+def test_of_hundreds_of_attempts_the_newest_are_told(run):
+    """So that what is read stays bounded."""
+    for number in range(1, ENDINGS_READ + 11):
+        run.attempt(number)
+        run.beats(number, ENDING_PARTS)
+        run.put(number, notice(7, f"aws-{number}"), ("save", 8, {"reason": "emergency"}), ("end", 9, {}))
+    found, read, lists = run.status()
+    assert found["recall"] == {"saved": ENDINGS_READ, "counted": ENDINGS_READ, "share": 1.0}
+    assert (read <= LOOK_BACK_PARTS + ENDINGS_READ * ENDING_PARTS + ATTEMPTS_READ * HEAD_PARTS, lists) == (
+        True,
+        1,
+    )
+
+
+def test_a_notice_that_has_just_come_is_not_held_against_the_save_that_is_under_way(run):
+    """It is not saved yet, and counts for nothing until the attempt has ended."""
+    run.attempt(1)
+    run.put(1, notice(7, "aws"))
+    found, _, _ = run.status()
+    assert found["recall"] == {"saved": 0, "counted": 0, "share": None}
+    assert "ago; not saved yet" in run.text()
+    run.put(1, ("notice-cancelled", 8, {"source": "aws"}))
+    assert run.status()[0]["notices"][0]["outcome"] == "cancelled"
+    assert "not saved yet" not in run.text()

@@ -19,11 +19,16 @@ HEAD_PARTS = 2
 """First parts of an attempt: what it resumed from is put at once, in a part of its own."""
 TAIL_PARTS = 8
 """Last parts of an attempt: notice, last save and end lie within seconds of each other, each in a part of its own."""
+ENDINGS_READ = 50
+"""Newest attempts of whose last parts the notices, and what became of them, are told: a week of one interruption every 3 hours."""
+ENDING_PARTS = 16
+"""Last parts of an attempt that hold the notice it ended by: 2 minutes' warning are 5 signs of life, a decision, and two saves."""
 LOOK_BACK_PARTS = 64
 """Most parts of the newest attempt that are read to find its last save and metrics: half an hour of training."""
 
 _OF_HEAD = frozenset({"attempt", "resume"})
 _OF_CHECKPOINT = frozenset({"metrics"})
+_OF_ENDING = frozenset({"notice", "notice-cancelled", "notice-outcome", "save", "end"})
 _SOUGHT = frozenset({"save", "metrics"})
 
 Events = list[dict[str, Json]]
@@ -32,7 +37,7 @@ Events = list[dict[str, Json]]
 def recent_events(
     store: Store, attempts: Sequence[int], reaching: Iterable[str], report: Callable[[str], None]
 ) -> Events:
-    """Return records of the newest attempts, in the order in which they were written.
+    """Return records of the newest attempts, in the order in which they were written; of older ones, those of their ends.
 
     Args:
         store: the run's store.
@@ -41,19 +46,26 @@ def recent_events(
         report: is told a line about each part that is damaged.
     """
     named = set(reaching)
-    recent = attempts[-ATTEMPTS_READ:]
-    parts = [part for part in list_parts(store) if part.attempt in recent or part.key in named]
+    recent, known = attempts[-ATTEMPTS_READ:], attempts[-ENDINGS_READ:]
+    parts = [part for part in list_parts(store) if part.attempt in known or part.key in named]
     tails: dict[str, Events] = {}
     heads: set[str] = set()
+    endings: set[str] = set()
     for (attempt, *_), group in groupby(parts, lambda part: (part.attempt, part.nonce, part.rank)):
-        keys = [part.key for part in group if part.attempt in recent]
-        heads.update(keys[:HEAD_PARTS])
-        most = LOOK_BACK_PARTS if attempt in attempts[-1:] else TAIL_PARTS
-        tails |= _look_back(store, keys[-most:], report)
-    others = [part.key for part in parts if part.key in heads | named and part.key not in tails]
+        keys = [part.key for part in group if part.attempt in known]
+        endings.update(keys[-ENDING_PARTS:])
+        if attempt in recent:
+            heads.update(keys[:HEAD_PARTS])
+            most = LOOK_BACK_PARTS if attempt in attempts[-1:] else TAIL_PARTS
+            tails |= _look_back(store, keys[-most:], report)
+    others = [part.key for part in parts if part.key in heads | named | endings and part.key not in tails]
     for key, events in read_each(store, others, report):
-        kinds = (_OF_HEAD if key in heads else frozenset()) | (
-            _OF_CHECKPOINT if key in named else frozenset()
+        kinds = frozenset[str]().union(
+            *(
+                of
+                for of, keys in ((_OF_HEAD, heads), (_OF_CHECKPOINT, named), (_OF_ENDING, endings))
+                if key in keys
+            )
         )
         tails[key] = [event for event in events if event.get("kind") in kinds]
     return [event for part in parts for event in tails.get(part.key, ())]

@@ -19,6 +19,7 @@ from outlast.checkpoint.manifest import AttemptRecord, ProcessId
 from outlast.cli._place import open_run
 from outlast.cli._recent import recent_events
 from outlast.cli._show import age_s, ago, clock, console, print_json, size, table, text
+from outlast.policy.recall import Heard, heard, recall
 from outlast.store.base import Store
 
 ATTEMPTS_SHOWN = 5
@@ -26,6 +27,8 @@ ATTEMPTS_SHOWN = 5
 RECORD_READS = 16
 """Attempts' records read at once; the store's latency is what counts."""
 
+_OUTCOMES = {"saved": "; saved", "lost": "; not saved in time", "open": "; not saved yet"}
+"""What is said of each outcome of a notice; that one was cancelled is said with the time."""
 _ALARMING = ("warning", "damaged", "not durable")
 
 app = App(name="status")
@@ -58,6 +61,8 @@ def _gather(store: Store) -> dict[str, Json]:
     events = recent_events(store, numbers, reaching, faults.append)
     newest = [event for event in events if numbers and event.get("attempt") == numbers[-1]]
     metrics = kept_metrics(events)
+    notices = heard(events)
+    learnt = recall(notices)
     return {
         "finished": is_finished,
         "durable": durable,
@@ -66,7 +71,9 @@ def _gather(store: Store) -> dict[str, Json]:
         "save": _last(newest, "save"),
         "store_lost": _store_lost(newest),
         "deleted": _last(newest, "deleted"),
-        "notice": _last_notice(events),
+        "notice": _last_notice(events, notices),
+        "notices": [msgspec.to_builtins(notice) for notice in notices],
+        "recall": {"saved": learnt.saved, "counted": learnt.counted, "share": learnt.share},
         "warnings": _open_warnings(newest),
         "metrics": metrics[-1] if metrics else None,
         "faults": faults,
@@ -139,13 +146,19 @@ def _store_lost(events: Sequence[dict[str, Json]]) -> dict[str, Json] | None:
     return last if last is not None and last["kind"] == "store-lost" else None
 
 
-def _last_notice(events: Sequence[dict[str, Json]]) -> dict[str, Json] | None:
-    """The last notice, with `cancelled_utc` if it was taken back."""
+def _last_notice(events: Sequence[dict[str, Json]], notices: Sequence[Heard]) -> dict[str, Json] | None:
+    """The last notice, with what became of it, and `cancelled_utc` if it was taken back."""
     notice = _last(events, "notice")
     if notice is None:
         return None
     cancelled = _last(events[events.index(notice) :], "notice-cancelled")
-    return {**notice, "cancelled_utc": cancelled.get("utc") if cancelled else None}
+    its = (notice.get("attempt"), str(notice.get("source")))
+    outcomes = [each.outcome for each in notices if (each.attempt, each.source) == its]
+    return {
+        **notice,
+        "cancelled_utc": cancelled.get("utc") if cancelled else None,
+        "outcome": outcomes[-1] if outcomes else None,
+    }
 
 
 def _last(events: Sequence[dict[str, Json]], kind: str) -> dict[str, Json] | None:
@@ -210,13 +223,23 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     if notice is not None:
         until = f", machine goes at {notice['deadline_utc']}" if notice.get("deadline_utc") else ""
         until = f", cancelled {ago(notice['cancelled_utc'])}" if notice["cancelled_utc"] else until
-        facts.append(("notice", f"{notice.get('source')}, {ago(str(notice.get('utc')))}{until}"))
+        outcome = _OUTCOMES.get(notice["outcome"], "")
+        facts.append(("notice", f"{notice.get('source')}, {ago(str(notice.get('utc')))}{until}{outcome}"))
+    if found["recall"]["counted"]:
+        facts.append(("recall", _recall(found["notices"], found["recall"])))
     if metrics is not None:
         values = ", ".join(f"{name} {value}" for name, value in metrics["values"].items())
         facts.append(("metrics", f"step {metrics['step']}: {values}"))
     facts += [("warning", f"{w.get('cause')}: {w.get('message')}") for w in found["warnings"]]
     facts += [("damaged", fault) for fault in found["faults"]]
     return facts
+
+
+def _recall(notices: Sequence[dict[str, Json]], learnt: dict[str, Json]) -> str:
+    """How many notices led to a durable save, and of what sources those came that did not."""
+    said = f"{learnt['saved']} of {learnt['counted']} notices led to a durable save ({learnt['share']:.0%})"
+    lost = sorted({n["source"] for n in notices if n["outcome"] == "lost" and n["announces"] != "hint"})
+    return f"{said}; not those of {', '.join(lost)}" if lost else said
 
 
 def _cost(save: dict[str, Json]) -> str:
