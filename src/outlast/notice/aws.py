@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from outlast.notice.base import Polled
-from outlast.notice.file import MAX_AHEAD_S
+from outlast.notice.deadline import MAX_AHEAD_S
 from outlast.notice.threaded import Found, NotHere, Standing
 from outlast.notice.transport import Response, Transport
 

@@ -6,20 +6,13 @@ It may be empty, or hold one JSON object: `{"deadline_utc": "2026-01-31T12:00:00
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import stat
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
-import msgspec
-
 from outlast.notice.base import DEFAULT_GRACE_S, Notice, Polled
-
-MAX_BYTES = 4096
-"""Far more than a notice needs; a file that is larger is not read further."""
-MAX_AHEAD_S = 30 * 86400.0
-"""A deadline more than a month ahead, or behind, is a mistake of units or clocks."""
+from outlast.notice.deadline import MAX_BYTES, seconds_left
 
 
 class FileSource:
@@ -101,11 +94,6 @@ class FileSource:
         return Polled(warnings=(f"the notice file {self._path} {text}",))
 
 
-class _Content(msgspec.Struct, forbid_unknown_fields=True):
-    deadline_utc: datetime | None = None
-    seconds: float | None = None
-
-
 def _fault(info: os.stat_result) -> str:
     """Why the file is not to be believed; "" if it is."""
     if not stat.S_ISREG(info.st_mode):
@@ -121,20 +109,7 @@ def _seconds_left(content: bytes, now_utc: datetime, default_s: float) -> tuple[
     """Seconds from now to the deadline, and what is wrong with the content ("" if nothing)."""
     if not content.strip():
         return default_s, ""
-    if len(content) > MAX_BYTES:
-        return default_s, f"holds more than {MAX_BYTES} bytes"
     try:
-        said = msgspec.json.decode(content, type=_Content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return default_s, f'holds neither {{"deadline_utc": ...}} nor {{"seconds": ...}} ({error})'
-    if (said.deadline_utc is None) == (said.seconds is None):
-        return default_s, 'holds not exactly one of "deadline_utc" and "seconds"'
-    if said.deadline_utc is None:
-        left_s = said.seconds if said.seconds is not None else default_s
-    else:
-        deadline = said.deadline_utc
-        aware = deadline if deadline.tzinfo else deadline.replace(tzinfo=UTC)
-        left_s = (aware - now_utc).total_seconds()
-    if not math.isfinite(left_s) or abs(left_s) > MAX_AHEAD_S:
-        return default_s, f"names a deadline {left_s:.0f} s from now"
-    return max(left_s, 0.0), ""
+        return seconds_left(content, now_utc), ""
+    except ValueError as error:
+        return default_s, str(error)
