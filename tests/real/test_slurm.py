@@ -81,9 +81,9 @@ class Queue:
     def becomes(self, job: str, state: str, restarts: int = 0) -> None:
         """Wait until a job has a state."""
         eventually(
-            f"job {job} is {state}, started again {restarts} times, and not {self.state(job)}",
+            f"job {job} is {state}, started again {restarts} times",
             lambda: self.state(job) == (state, restarts),
-            self.said,
+            lambda: f"{self.state(job)}\n{self.said()}",
         )
 
 
