@@ -162,7 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             held.wait(60)
         status = self.service.faults.get(path)
         if status is not None:
-            self._send(status)
+            is_google = path.startswith("/computeMetadata/")
+            self._send(status, "", {"Metadata-Flavor": "Google"} if is_google else None)
         return status is not None
 
     def _body(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -22,6 +23,8 @@ def run(
     resume: ResumeMode | None = None,
     take_over: Annotated[bool, Parameter(negative="")] = False,
     store_wait: str = f"{STORE_WAIT_S:.0f}s",
+    notice: str | None = None,
+    grace: str | None = None,
 ) -> None:
     """Run a training script, save it, and start it again when it fails or its machine was spared.
 
@@ -38,6 +41,9 @@ def run(
         resume: Overrides the script: auto, must (nothing there is an error) or never (a new run).
         take_over: Supersede an attempt of this run that is still alive elsewhere.
         store_wait: How long to wait for a store that is out of reach: seconds, or a text like 90s or 1h.
+        notice: Where notices come from, separated by commas: aws, gcp, azure; signals or slurm alone ask no metadata
+            service. Found out from the machine if not given. Overrides $OUTLAST_NOTICE.
+        grace: From SIGTERM or SIGUSR2 to the end of the machine: seconds, or a text like 90s. Overrides $OUTLAST_GRACE_S.
     """
     if not command:
         msg = "no command given; expected it after --, such as: outlast run -- python train.py"
@@ -47,7 +53,13 @@ def run(
         raise ConfigError(msg)
     store_wait_s = parse_duration_s(store_wait, "--store-wait")
     from outlast.agent.supervise import supervise
+    from outlast.notice.detect import parse_names
 
+    # By the environment, since the script and an agent that it may start by itself go by them as well.
+    if notice is not None:
+        os.environ["OUTLAST_NOTICE"] = ",".join(parse_names(notice))
+    if grace is not None:
+        os.environ["OUTLAST_GRACE_S"] = str(parse_duration_s(grace, "--grace"))
     code = supervise(
         list(command),
         store=store,

@@ -54,7 +54,7 @@ class Metadata(Protocol):
         """
 
     def close(self) -> None:
-        """End a request that waits. Called from another thread."""
+        """End a request that waits, and ask no more. May come from another thread, and again."""
 
 
 class ThreadedSource:
@@ -69,7 +69,7 @@ class ThreadedSource:
         self._closing = threading.Lock()
         self._closed = False
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._thread = threading.Thread(target=self._listen, name=f"notice-{metadata.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"notice-{metadata.name}", daemon=True)
         self._thread.start()
 
     def poll(self, now_s: float, now_utc: datetime) -> Polled:  # noqa: ARG002 - the thread has its own clock
@@ -108,6 +108,12 @@ class ThreadedSource:
         self._metadata.close()
         self._thread.join(ACKNOWLEDGE_S)
 
+    def _run(self) -> None:
+        try:
+            self._listen()
+        finally:
+            self._metadata.close()
+
     def _listen(self) -> None:
         pause_s = self._metadata.pause_s
         while not self._closed:
@@ -116,11 +122,10 @@ class ThreadedSource:
                 polled = self._metadata.look(time.monotonic(), datetime.now(UTC))
                 pause_s = self._metadata.pause_s
             except NotHere as none:
-                self._metadata.close()
                 self._report(Polled(warnings=(str(none),)))
                 return
             except Exception as error:  # a fault while listening must not end the training
-                pause_s = min(max(2 * pause_s, self._metadata.pause_s, 0.5), MAX_PAUSE_S)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
                 polled = Polled(warnings=(f"{self._metadata.name} notices cannot be heard for now: {error}",))
             self._report(polled)
             self._wanted.wait(pause_s)

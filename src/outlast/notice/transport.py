@@ -47,7 +47,7 @@ class Transport(Protocol):
         """
 
     def close(self) -> None:
-        """Give back the connection; a request that waits ends with an error."""
+        """Give back the connection: a request that waits ends with an error, and so does every later one."""
 
 
 class HttpTransport:
@@ -60,6 +60,7 @@ class HttpTransport:
         self._port = parts.port or 80
         self._prefix = parts.path.rstrip("/")
         self._connection: HTTPConnection | None = None
+        self._is_closed = False
 
     def request(
         self,
@@ -76,23 +77,30 @@ class HttpTransport:
             try:
                 return self._ask(self._connection, method, path, headers, body, timeout_s=timeout_s)
             except TimeoutError:
-                self.close()
+                self._drop()
                 raise
             except (OSError, HTTPException):
-                self.close()  # a kept connection that the service has closed meanwhile
+                self._drop()  # a kept connection that the service has closed meanwhile
+        if self._is_closed:
+            msg = f"{self.base_url} is asked no more"
+            raise OSError(msg)
         self._connection = HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
             return self._ask(self._connection, method, path, headers, body, timeout_s=timeout_s)
         except HTTPException as error:
-            self.close()
+            self._drop()
             msg = f"{self.base_url} does not speak HTTP ({type(error).__name__})"
             raise OSError(msg) from error
         except OSError:
-            self.close()
+            self._drop()
             raise
 
     def close(self) -> None:
         """See `Transport`."""
+        self._is_closed = True
+        self._drop()
+
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -103,6 +111,22 @@ class HttpTransport:
         connection.close()
 
     def _ask(
+        self,
+        connection: HTTPConnection,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        timeout_s: float,
+    ) -> Response:
+        try:
+            return self._answer(connection, method, path, headers, body, timeout_s=timeout_s)
+        finally:
+            if self._is_closed:
+                connection.close()  # it may have connected after `close` looked at it
+
+    def _answer(
         self,
         connection: HTTPConnection,
         method: str,

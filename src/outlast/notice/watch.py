@@ -9,8 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from outlast.notice.base import Notice, NoticeSource
+from outlast.notice.command import CommandMetadata, arguments
+from outlast.notice.detect import metadata_sources
 from outlast.notice.file import FileSource
 from outlast.notice.signals import KINDS, SignalSource, grace_s
+from outlast.notice.threaded import ThreadedSource
 from outlast.policy.restart import StandingNotice, settled
 
 
@@ -106,15 +109,19 @@ def for_policy(notice: Notice, now_s: float) -> StandingNotice:
 
 
 def watch_machine(env: Mapping[str, str]) -> Watch:
-    """Watch everything that this machine's environment offers: SIGTERM, SIGUSR2 and `$OUTLAST_NOTICE_FILE`.
+    """Watch everything that this machine offers: SIGTERM, SIGUSR2, its cloud's metadata service, and what is named.
 
-    Called in the main thread.
+    Named are `$OUTLAST_NOTICE_FILE` and `$OUTLAST_NOTICE_COMMAND`. Called in the main thread. `$OUTLAST_NOTICE` names the clouds in place of what the machine says that it is.
 
     Raises:
-        ConfigError: `$OUTLAST_GRACE_S` is no number of seconds.
+        ConfigError: `$OUTLAST_GRACE_S` is no number of seconds, or `$OUTLAST_NOTICE` names a place that is not known,
+            or `$OUTLAST_NOTICE_COMMAND` leaves a quote open.
     """
     grace = grace_s(env)
-    sources: list[NoticeSource] = []
+    command = arguments(env)
+    sources = metadata_sources(env)
+    if command:
+        sources.append(ThreadedSource(CommandMetadata(command)))
     if env.get("OUTLAST_NOTICE_FILE"):
         sources.append(FileSource(Path(env["OUTLAST_NOTICE_FILE"]), grace))
     sources.append(SignalSource(tuple(KINDS), grace))

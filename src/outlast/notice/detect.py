@@ -1,0 +1,96 @@
+"""Which metadata services this machine has: by what its firmware says, or by the names that `--notice` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from outlast._errors import ConfigError
+from outlast.notice.aws import AwsMetadata
+from outlast.notice.azure import AzureMetadata
+from outlast.notice.base import NoticeSource
+from outlast.notice.gcp import MAINTENANCE, PREEMPTED, GcpMetadata
+from outlast.notice.threaded import Metadata, ThreadedSource
+from outlast.notice.transport import HttpTransport
+
+DMI = Path("/sys/class/dmi/id")
+AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
+"""The asset tag of every Azure machine; other Hyper-V machines have the same vendor."""
+BY_SIGNAL = ("signals", "slurm")
+"""Places whose notices are signals, which are always heard: their names only say that no metadata service is asked."""
+
+
+def place(dmi: Path = DMI) -> str | None:
+    """The cloud that this machine is of, as its firmware says; None where it is none of those known, or says nothing."""
+    vendor, product, bios = (_read(dmi / name) for name in ("sys_vendor", "product_name", "bios_vendor"))
+    if vendor.startswith("Amazon EC2") or bios.startswith("Amazon EC2"):
+        return "aws"
+    if product == "Google Compute Engine" or bios == "Google":
+        return "gcp"
+    tags = {_read(dmi / name) for name in ("chassis_asset_tag", "board_asset_tag")}
+    if vendor == "Microsoft Corporation" and AZURE_TAG in tags:
+        return "azure"
+    return None
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read the names of places, separated by commas.
+
+    Raises:
+        ConfigError: one is not known.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    known = (*_MAKERS, *BY_SIGNAL)
+    for name in names:
+        if name not in known:
+            msg = f"--notice (OUTLAST_NOTICE) names {name!r}; expected some of {', '.join(known)}, separated by commas"
+            raise ConfigError(msg)
+    return names
+
+
+def metadata_sources(env: Mapping[str, str], dmi: Path = DMI) -> list[NoticeSource]:
+    """Listen to the metadata services that apply; each begins in a thread of its own, none is waited for.
+
+    Raises:
+        ConfigError: `$OUTLAST_NOTICE` names a place that is not known.
+    """
+    here = place(dmi)
+    given = env.get("OUTLAST_NOTICE", "")
+    names = parse_names(given) if given.strip() else (here,) if here else ()
+    return [
+        ThreadedSource(metadata)
+        for name in dict.fromkeys(names)
+        if name in _MAKERS
+        for metadata in _MAKERS[name](env, name == here)
+    ]
+
+
+def _aws(env: Mapping[str, str], is_here: bool) -> list[Metadata]:
+    is_ipv6 = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower() == "ipv6"
+    default = "http://[fd00:ec2::254]" if is_ipv6 else "http://169.254.169.254"
+    url = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or default
+    return [AwsMetadata(HttpTransport(url), is_ec2=is_here)]
+
+
+def _gcp(env: Mapping[str, str], is_here: bool) -> list[Metadata]:
+    host = env.get("GCE_METADATA_HOST") or "metadata.google.internal"
+    return [GcpMetadata(HttpTransport(host), value, is_gce=is_here) for value in (PREEMPTED, MAINTENANCE)]
+
+
+def _azure(env: Mapping[str, str], is_here: bool) -> list[Metadata]:
+    url = env.get("OUTLAST_AZURE_METADATA") or "http://169.254.169.254"
+    return [AzureMetadata(HttpTransport(url), is_azure=is_here)]
+
+
+_MAKERS: dict[str, Callable[[Mapping[str, str], bool], list[Metadata]]] = {
+    "aws": _aws,
+    "gcp": _gcp,
+    "azure": _azure,
+}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""  # no firmware is shown here: a container, or another kind of machine
