@@ -52,6 +52,22 @@ def test_options_of_later_work_say_that_they_are_not_there_yet(lab: Lab) -> None
     assert lab.bytes_on_store() == {}
 
 
+def test_the_disk_of_a_preemptible_machine_is_refused_unless_the_script_allows_it(lab: Lab) -> None:
+    """Before anything is claimed, and the error names the option; with it the same start trains."""
+    lab.env["OUTLAST_PREEMPTIBLE"] = "1"
+    source = (
+        "import torch, outlast\n"
+        "run = outlast.Run('run', {option}m=torch.nn.Linear(1, 1))\n"
+        "for _ in run.epochs(1): pass\n"
+    )
+    started = lab.source(source.format(option=""))
+    assert started.wait() == CONFIG, lab.said()
+    assert "allow_local_store=True" in started.text
+    assert lab.bytes_on_store() == {}
+    assert lab.source(source.format(option="allow_local_store=True, ")).wait() == 0, lab.said()
+    assert lab.commits()[-1]["finished"]
+
+
 def test_two_runs_in_one_process_are_refused(lab: Lab) -> None:
     """They would take each other's signals and exit."""
     source = "import torch, outlast\nm = torch.nn.Linear(1, 1)\nouter = outlast.Run('a', m=m)\noutlast.Run('b', m=m)\n"
