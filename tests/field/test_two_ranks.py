@@ -51,7 +51,9 @@ def test_a_collective_inside_a_signal_handler(lab):
 
     A handler here only sets a flag: the collective that it interrupts is completed, and each leaves at the step after it.
     """
-    first = [lab.source(PAIR, T_RANK=rank, T_LAUNCH=1) for rank in (0, 1)]
+    pair = lab.folder / "pair.py"
+    pair.write_text(PAIR)
+    first = [lab.script(path=pair, T_RANK=rank, T_LAUNCH=1) for rank in (0, 1)]
     for rank in (0, 1):
         lab.at(f"collective-{rank}")
     for each in first:
@@ -61,7 +63,7 @@ def test_a_collective_inside_a_signal_handler(lab):
     assert [each.wait() for each in first] == [os.EX_TEMPFAIL] * 2, lab.said()
     assert [lab.commits(f"rank-{rank}")[-1]["step"] for rank in (0, 1)] == [3, 3]
 
-    second = [lab.source(PAIR, T_RANK=rank, T_LAUNCH=2) for rank in (0, 1)]
+    second = [lab.script(path=pair, T_RANK=rank, T_LAUNCH=2) for rank in (0, 1)]
     assert [each.wait() for each in second] == [0, 0], lab.said()
     for rank in (0, 1):
         steps = [r for r in lab.of("step") if r["rank"] == rank]
