@@ -111,7 +111,8 @@ def for_policy(notice: Notice, now_s: float) -> StandingNotice:
 def watch_machine(env: Mapping[str, str]) -> Watch:
     """Watch everything that this machine offers: SIGTERM, SIGUSR2, its cloud's metadata service, and what is named.
 
-    Named are `$OUTLAST_NOTICE_FILE` and `$OUTLAST_NOTICE_COMMAND`. Called in the main thread. `$OUTLAST_NOTICE` names the clouds in place of what the machine says that it is.
+    Named are `$OUTLAST_NOTICE_FILE` and `$OUTLAST_NOTICE_COMMAND`; `$OUTLAST_NOTICE` names the clouds in place of what the
+    machine says that it is. Called in the main thread.
 
     Raises:
         ConfigError: `$OUTLAST_GRACE_S` is no number of seconds, or `$OUTLAST_NOTICE` names a place that is not known,
