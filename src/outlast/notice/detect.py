@@ -61,28 +61,34 @@ def metadata_sources(env: Mapping[str, str], dmi: Path = DMI) -> list[NoticeSour
         ThreadedSource(metadata)
         for name in dict.fromkeys(names)
         if name in _MAKERS
-        for metadata in _MAKERS[name](env, name == here)
+        for metadata in _MAKERS[name](address(name, env), name == here)
     ]
 
 
-def _aws(env: Mapping[str, str], is_here: bool) -> list[Metadata]:
+def address(cloud: str, env: Mapping[str, str]) -> str:
+    """Where a cloud's metadata service is: what the environment says, else what the cloud documents."""
+    if cloud == "gcp":
+        return env.get("GCE_METADATA_HOST") or "metadata.google.internal"
+    if cloud == "azure":
+        return env.get("OUTLAST_AZURE_METADATA") or "http://169.254.169.254"
     is_ipv6 = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower() == "ipv6"
     default = "http://[fd00:ec2::254]" if is_ipv6 else "http://169.254.169.254"
-    url = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or default
+    return env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or default
+
+
+def _aws(url: str, is_here: bool) -> list[Metadata]:
     return [AwsMetadata(HttpTransport(url), is_ec2=is_here)]
 
 
-def _gcp(env: Mapping[str, str], is_here: bool) -> list[Metadata]:
-    host = env.get("GCE_METADATA_HOST") or "metadata.google.internal"
-    return [GcpMetadata(HttpTransport(host), value, is_gce=is_here) for value in (PREEMPTED, MAINTENANCE)]
+def _gcp(url: str, is_here: bool) -> list[Metadata]:
+    return [GcpMetadata(HttpTransport(url), value, is_gce=is_here) for value in (PREEMPTED, MAINTENANCE)]
 
 
-def _azure(env: Mapping[str, str], is_here: bool) -> list[Metadata]:
-    url = env.get("OUTLAST_AZURE_METADATA") or "http://169.254.169.254"
+def _azure(url: str, is_here: bool) -> list[Metadata]:
     return [AzureMetadata(HttpTransport(url), is_azure=is_here)]
 
 
-_MAKERS: dict[str, Callable[[Mapping[str, str], bool], list[Metadata]]] = {
+_MAKERS: dict[str, Callable[[str, bool], list[Metadata]]] = {
     "aws": _aws,
     "gcp": _gcp,
     "azure": _azure,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from outlast._errors import ConfigError
-from outlast.notice.detect import DMI, place
+from outlast.notice.detect import DMI, address, place
 from outlast.notice.transport import HttpTransport, Transport
 
 ASK_S = 1.0
@@ -52,51 +52,43 @@ def preemptible(
 
 def _ask(cloud: str, env: Mapping[str, str], transport: Callable[[str], Transport]) -> str | None:
     """Ask the cloud's metadata service; a service that fails leaves it unknown."""
-    with contextlib.suppress(OSError):
-        return _ASK[cloud](env, transport) if cloud in _ASK else None
+    with contextlib.suppress(OSError), contextlib.closing(transport(address(cloud, env))) as service:
+        return _ASK[cloud](service)
     return None
 
 
-def _ask_aws(env: Mapping[str, str], transport: Callable[[str], Transport]) -> str | None:
+def _ask_aws(service: Transport) -> str | None:
     """The kind of capacity that an EC2 instance runs on: `on-demand`, `spot`, `scheduled` or `capacity-block`."""
-    is_ipv6 = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower() == "ipv6"
-    default = "http://[fd00:ec2::254]" if is_ipv6 else "http://169.254.169.254"
-    url = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or default
-    with contextlib.closing(transport(url)) as service:
-        ttl = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
-        token = service.request("PUT", "/latest/api/token", ttl, timeout_s=ASK_S)
-        if token.status != _OK:
-            return None
-        headers = {"X-aws-ec2-metadata-token": token.body.decode("ascii", "replace").strip()}
-        if not headers["X-aws-ec2-metadata-token"].isprintable():
-            return None
-        answer = service.request("GET", "/latest/meta-data/instance-life-cycle", headers, timeout_s=ASK_S)
+    ttl = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    token = service.request("PUT", "/latest/api/token", ttl, timeout_s=ASK_S)
+    if token.status != _OK:
+        return None
+    headers = {"X-aws-ec2-metadata-token": token.body.decode("ascii", "replace").strip()}
+    if not headers["X-aws-ec2-metadata-token"].isprintable():
+        return None
+    answer = service.request("GET", "/latest/meta-data/instance-life-cycle", headers, timeout_s=ASK_S)
     is_spot = answer.status == _OK and answer.body.strip() == b"spot"
     return "AWS instance-life-cycle is spot" if is_spot else None
 
 
-def _ask_gcp(env: Mapping[str, str], transport: Callable[[str], Transport]) -> str | None:
+def _ask_gcp(service: Transport) -> str | None:
     """Of Spot VMs, and of the older preemptible ones, `scheduling/preemptible` is TRUE."""
     path = "/computeMetadata/v1/instance/scheduling/preemptible"
-    with contextlib.closing(transport(env.get("GCE_METADATA_HOST") or "metadata.google.internal")) as service:
-        answer = service.request("GET", path, {"Metadata-Flavor": "Google"}, timeout_s=ASK_S)
+    answer = service.request("GET", path, {"Metadata-Flavor": "Google"}, timeout_s=ASK_S)
     is_spot = answer.status == _OK and answer.body.strip().upper() == b"TRUE"
     return "GCP instance/scheduling/preemptible is TRUE" if is_spot else None
 
 
-def _ask_azure(env: Mapping[str, str], transport: Callable[[str], Transport]) -> str | None:
+def _ask_azure(service: Transport) -> str | None:
     """The machine's priority: `Regular`, `Spot`, or `Low` in older scale sets."""
     path = "/metadata/instance/compute/priority?api-version=2021-02-01&format=text"
-    with contextlib.closing(
-        transport(env.get("OUTLAST_AZURE_METADATA") or "http://169.254.169.254")
-    ) as service:
-        answer = service.request("GET", path, {"Metadata": "true"}, timeout_s=ASK_S)
+    answer = service.request("GET", path, {"Metadata": "true"}, timeout_s=ASK_S)
     priority = answer.body.strip().decode("ascii", "replace")
     is_spot = answer.status == _OK and priority in ("Spot", "Low")
     return f"Azure compute priority is {priority}" if is_spot else None
 
 
-_ASK: dict[str, Callable[[Mapping[str, str], Callable[[str], Transport]], str | None]] = {
+_ASK: dict[str, Callable[[Transport], str | None]] = {
     "aws": _ask_aws,
     "gcp": _ask_gcp,
     "azure": _ask_azure,
