@@ -20,18 +20,13 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from outlast.drill import metadata
 
 TICK_S = 0.2
 """The longest that the agent's loop waits."""
-VARIABLES = {
-    "aws": "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-    "gcp": "GCE_METADATA_HOST",
-    "azure": "OUTLAST_AZURE_METADATA",
-}
-PLACES = (*VARIABLES, "signals")
+CLOUDS = ("aws", "gcp", "azure")
+PLACES = (*CLOUDS, "signals")
 
 
 def watch_of(place: str, url: str):
@@ -40,41 +35,14 @@ def watch_of(place: str, url: str):
 
     # With no grace a signal's notice is over at once, so that the next one counts as new.
     env = {"OUTLAST_NOTICE": place, "OUTLAST_GRACE_S": "0"}
-    return watch_machine(env | ({VARIABLES[place]: url} if place in VARIABLES else {}))
-
-
-def prepare(service) -> None:
-    """No notice anywhere."""
-    from metadata import AZURE_EVENTS, AZURE_NAME, GCP_MAINTENANCE, GCP_PREEMPTED, azure_events
-
-    service.say(GCP_PREEMPTED, "FALSE")
-    service.say(GCP_MAINTENANCE, "NONE")
-    service.say(AZURE_NAME, "vm0")
-    service.say(AZURE_EVENTS, azure_events())
+    return watch_machine(env | ({metadata.ADDRESS[place]: url} if place in CLOUDS else {}))
 
 
 def announce(place: str, service) -> None:
-    from metadata import AWS_ACTION, AZURE_EVENTS, GCP_PREEMPTED, azure_event, azure_events
-
-    at = datetime.now(UTC) + timedelta(seconds=120)
-    if place == "aws":
-        service.say(AWS_ACTION, {"action": "terminate", "time": f"{at:%Y-%m-%dT%H:%M:%SZ}"})
-    elif place == "gcp":
-        service.say(GCP_PREEMPTED, "TRUE")
-    elif place == "azure":
-        event = azure_event("Preempt", f"{at:%a, %d %b %Y %H:%M:%S GMT}")
-        service.say(AZURE_EVENTS, azure_events(event))
+    if place in CLOUDS:
+        metadata.announce(service, place, datetime.now(UTC) + timedelta(seconds=120))
     else:
         os.kill(os.getpid(), signal.SIGUSR2)
-
-
-def withdraw(place: str, service) -> None:
-    from metadata import AWS_ACTION
-
-    if place == "aws":
-        service.say(AWS_ACTION, None)
-    else:
-        prepare(service)
 
 
 def wait_for(watch, what: str, until_s: float) -> float:
@@ -92,12 +60,9 @@ def wait_for(watch, what: str, until_s: float) -> float:
 
 def latencies(place: str, notices: int) -> list[float]:
     """Seconds from each notice to its being heard, in this process."""
-    from metadata import metadata_service
-
     rng = random.Random(0)
     found = []
-    with metadata_service() as service:
-        prepare(service)
+    with metadata.metadata_service() as service:
         watch = watch_of(place, service.url)
         idle(watch, 2.0)
         for _ in range(notices):
@@ -113,7 +78,7 @@ def latencies(place: str, notices: int) -> list[float]:
             timer.join()
             found.append(heard_s - began[0])
             if place != "signals":
-                withdraw(place, service)
+                metadata.cancel(service, place)
                 wait_for(watch, "cancelled", time.monotonic() + 30)
         watch.close()
     return found
@@ -165,8 +130,6 @@ def main() -> None:
         kind, *rest = json.loads(options.case)
         print(json.dumps(latencies(*rest) if kind == "latency" else listening(*rest)), flush=True)
         os._exit(0)
-    from metadata import metadata_service
-
     # Together: each of them waits nearly all of the time. What is idle is measured after them, one by one.
     measured = {place: in_a_process("latency", place, options.notices) for place in PLACES}
     result: dict[str, dict] = {}
@@ -177,8 +140,7 @@ def main() -> None:
             "p50_s": round(quantile(values, 0.5), 4),
             "p99_s": round(quantile(values, 0.99), 4),
         }
-    with metadata_service() as service:
-        prepare(service)
+    with metadata.metadata_service() as service:
         used_s = {
             place: answer(in_a_process("idle", place, service.url, options.idle_seconds))
             for place in ("none", *PLACES)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from metadata import (
+from outlast.drill.metadata import (
     AWS_ACTION,
     AWS_LIFECYCLE,
     AWS_MAINTENANCE,
     AWS_REBALANCE,
-    AWS_TOKEN,
+    TOKEN,
     metadata_service,
 )
 from outlast.notice.aws import OTHERS_EVERY_S, AwsMetadata
@@ -122,13 +122,13 @@ def test_a_token_is_renewed_before_it_ends_and_when_it_is_refused(service, aws):
     service.token_ttl_s = 100
     for later_s in (0, 1, 2):
         look(aws, later_s)
-    assert service.times_asked(AWS_TOKEN) == 1
+    assert service.times_asked(TOKEN) == 1
     look(aws, 91)
-    assert service.times_asked(AWS_TOKEN) == 2
+    assert service.times_asked(TOKEN) == 2
     service.tokens.clear()
     service.say(AWS_ACTION, {"action": "stop", "time": (NOW_UTC + timedelta(seconds=200)).strftime("%FT%TZ")})
     assert only(look(aws, 92)).kind == "machine"
-    assert service.times_asked(AWS_TOKEN) == 3
+    assert service.times_asked(TOKEN) == 3
 
 
 def test_a_fault_of_one_path_leaves_the_others_and_cancels_nothing(service, aws):
@@ -172,7 +172,7 @@ def test_an_answer_without_end_is_not_read_to_its_end(service, aws):
 @pytest.mark.parametrize("status", [404, 405])
 def test_no_token_service_is_not_aws(service, status):
     """Where the firmware does not say EC2, the source ends with one line."""
-    service.faults[AWS_TOKEN] = status
+    service.faults[TOKEN] = status
     metadata = AwsMetadata(HttpTransport(service.url), is_ec2=False)
     with pytest.raises(NotHere, match="not AWS"):
         look(metadata)
@@ -191,7 +191,7 @@ class Impatient(HttpTransport):
 def test_a_token_that_a_container_cannot_get_names_the_cure(service):
     """On EC2 a PUT that is not answered is the hop limit; once it is answered, all is heard."""
     aws = AwsMetadata(Impatient(service.url), is_ec2=True)
-    held = service.slow[AWS_TOKEN] = threading.Event()
+    held = service.slow[TOKEN] = threading.Event()
     with pytest.raises(TimeoutError, match="--http-put-response-hop-limit 2"):
         look(aws)
     held.set()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from metadata import AZURE_EVENTS, AZURE_NAME, azure_event, azure_events, metadata_service
+from outlast.drill.metadata import AZURE_EVENTS, AZURE_NAME, azure_event, azure_events, metadata_service
 from outlast.notice.azure import AzureMetadata
 from outlast.notice.threaded import NotHere
 from outlast.notice.transport import HttpTransport

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from metadata import AWS_TOKEN, metadata_service
 from outlast._errors import ConfigError
+from outlast.drill.metadata import TOKEN, metadata_service
 from outlast.notice.detect import AZURE_TAG, metadata_sources, parse_names, place
 
 
@@ -45,7 +45,7 @@ def test_a_name_goes_before_what_the_firmware_says(tmp_path):
         env = {"OUTLAST_NOTICE": "aws, slurm", "AWS_EC2_METADATA_SERVICE_ENDPOINT": service.url}
         (source,) = metadata_sources(env, tmp_path / "none")
         source.close()
-        assert service.times_asked(AWS_TOKEN) <= 1
+        assert service.times_asked(TOKEN) <= 1
         assert (
             len(metadata_gcp := metadata_sources({"OUTLAST_NOTICE": "gcp", "GCE_METADATA_HOST": service.url}))
             == 2

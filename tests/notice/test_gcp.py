@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from metadata import GCP_MAINTENANCE, GCP_PREEMPTED, metadata_service
+from outlast.drill.metadata import GCP_MAINTENANCE, GCP_PREEMPTED, metadata_service
 from outlast.notice.gcp import MAINTENANCE, PREEMPTED, GcpMetadata
 from outlast.notice.threaded import NotHere, ThreadedSource
 from outlast.notice.transport import HttpTransport

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from metadata import (
+from outlast.drill.metadata import (
     AWS_ACTION,
-    AWS_TOKEN,
     AZURE_EVENTS,
     AZURE_NAME,
+    TOKEN,
     azure_event,
     azure_events,
     metadata_service,
@@ -107,7 +107,7 @@ def test_a_service_that_is_not_here_is_asked_no_more():
 def test_nothing_is_asked_before_the_constructor_returns_nor_is_it_waited_for():
     """A service that hangs holds up neither the start, nor a poll, nor the end."""
     with metadata_service() as service:
-        service.slow[AWS_TOKEN] = threading.Event()
+        service.slow[TOKEN] = threading.Event()
         began_s = time.monotonic()
         source = ThreadedSource(AwsMetadata(HttpTransport(service.url), is_ec2=True))
         assert polled(source) == Polled()
