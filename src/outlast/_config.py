@@ -189,16 +189,36 @@ def host_memory_bytes(value: int | str | None) -> int | None:
     Raises:
         ConfigError: it is none of those, or not above zero.
     """
-    if value is None:
-        return None
+    return None if value is None else parse_bytes(value, "host_memory")
+
+
+def parse_bytes(value: int | str, what: str) -> int:
+    """Read a size in bytes: a whole number, or a text like "64GB" or "512 MiB".
+
+    Raises:
+        ConfigError: it is none of those, or not above zero; names `what`.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     size = int(float(match.group(1)) * _UNIT_BYTES[(match.group(2) or "").upper()]) if match else 0
     if size <= 0:
-        msg = f'host_memory is {value!r}; expected bytes above 0, or a text like "64GB" or "512MiB"'
+        msg = f'{what} is {value!r}; expected bytes above 0, or a text like "64GB" or "512MiB"'
         raise ConfigError(msg)
     return size
+
+
+def parse_rate_bytes_per_s(value: str, what: str) -> int:
+    """Read a rate in bytes per second: a text like "20MB/s".
+
+    Raises:
+        ConfigError: it is none; names `what`.
+    """
+    amount, slash, per = value.rpartition("/")
+    if not slash or per.strip() != "s":
+        msg = f'{what} is {value!r}; expected bytes per second, like "20MB/s"'
+        raise ConfigError(msg)
+    return parse_bytes(amount.strip(), what)
 
 
 def store_loss(option: str) -> StoreLoss:
