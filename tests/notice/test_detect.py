@@ -16,6 +16,8 @@ from outlast.notice.detect import AZURE_TAG, metadata_sources, parse_names, plac
         ({"sys_vendor": "Xen", "bios_vendor": "Amazon EC2"}, "aws"),
         ({"sys_vendor": "Google", "product_name": "Google Compute Engine"}, "gcp"),
         ({"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": AZURE_TAG}, "azure"),
+        ({"sys_vendor": "Alibaba Cloud", "product_name": "Alibaba Cloud ECS"}, "alibaba"),
+        ({"sys_vendor": "Tencent Cloud", "product_name": "CVM"}, "tencent"),
         ({"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine"}, None),
         ({"sys_vendor": "LENOVO"}, None),
         ({"sys_vendor": "Xen"}, None),

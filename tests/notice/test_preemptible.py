@@ -146,3 +146,9 @@ def test_a_service_that_is_not_there_leaves_it_unknown(tmp_path):
     with metadata("aws", b"spot") as (address, _):
         pass
     assert preemptible(environment("aws", address), firmware(tmp_path, "aws")) is None
+
+
+def test_a_cloud_that_does_not_tell_leaves_it_unknown(tmp_path):
+    """Alibaba Cloud has no value for it: nobody is asked, and nothing fails."""
+    (tmp_path / "product_name").write_text("Alibaba Cloud ECS\n")
+    assert preemptible({}, tmp_path, transport=None) is None

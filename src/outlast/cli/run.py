@@ -41,8 +41,8 @@ def run(
         resume: Overrides the script: auto, must (nothing there is an error) or never (a new run).
         take_over: Supersede an attempt of this run that is still alive elsewhere.
         store_wait: How long to wait for a store that is out of reach: seconds, or a text like 90s or 1h.
-        notice: Where notices come from, separated by commas: aws, gcp, azure; signals or slurm alone ask no metadata
-            service. Found out from the machine if not given. Overrides $OUTLAST_NOTICE.
+        notice: Where notices come from, separated by commas: aws, gcp, azure, alibaba, tencent; signals or slurm alone ask
+            no metadata service. Found out from the machine if not given. Overrides $OUTLAST_NOTICE.
         grace: From SIGTERM or SIGUSR2 to the end of the machine: seconds, or a text like 90s. Overrides $OUTLAST_GRACE_S.
     """
     if not command:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from outlast._errors import ConfigError
+from outlast.notice.alibaba import AlibabaMetadata
 from outlast.notice.aws import AwsMetadata
 from outlast.notice.azure import AzureMetadata
 from outlast.notice.base import NoticeSource
 from outlast.notice.gcp import MAINTENANCE, PREEMPTED, GcpMetadata
+from outlast.notice.tencent import TencentMetadata
 from outlast.notice.threaded import Metadata, ThreadedSource
 from outlast.notice.transport import HttpTransport
 
@@ -30,6 +32,10 @@ def place(dmi: Path = DMI) -> str | None:
     tags = {_read(dmi / name) for name in ("chassis_asset_tag", "board_asset_tag")}
     if vendor == "Microsoft Corporation" and AZURE_TAG in tags:
         return "azure"
+    if product == "Alibaba Cloud ECS":
+        return "alibaba"
+    if vendor == "Tencent Cloud":
+        return "tencent"
     return None
 
 
@@ -71,6 +77,10 @@ def address(cloud: str, env: Mapping[str, str]) -> str:
         return env.get("GCE_METADATA_HOST") or "metadata.google.internal"
     if cloud == "azure":
         return env.get("OUTLAST_AZURE_METADATA") or "http://169.254.169.254"
+    if cloud == "alibaba":
+        return env.get("OUTLAST_ALIBABA_METADATA") or "http://100.100.100.200"
+    if cloud == "tencent":
+        return env.get("OUTLAST_TENCENT_METADATA") or "http://metadata.tencentyun.com"
     is_ipv6 = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower() == "ipv6"
     default = "http://[fd00:ec2::254]" if is_ipv6 else "http://169.254.169.254"
     return env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or default
@@ -88,10 +98,20 @@ def _azure(url: str, is_here: bool) -> list[Metadata]:
     return [AzureMetadata(HttpTransport(url), is_azure=is_here)]
 
 
+def _alibaba(url: str, is_here: bool) -> list[Metadata]:
+    return [AlibabaMetadata(HttpTransport(url), is_ecs=is_here)]
+
+
+def _tencent(url: str, is_here: bool) -> list[Metadata]:
+    return [TencentMetadata(HttpTransport(url), is_cvm=is_here)]
+
+
 _MAKERS: dict[str, Callable[[str, bool], list[Metadata]]] = {
     "aws": _aws,
     "gcp": _gcp,
     "azure": _azure,
+    "alibaba": _alibaba,
+    "tencent": _tencent,
 }
 
 
