@@ -96,6 +96,7 @@ def main():
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     model = GPT(args.context, args.width, args.layers, heads=4, dropout=0.1).to(device)
+    model.register_buffer("ballast", torch.linspace(0, 1, args.state // 4, device=device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
     loader = DataLoader(
@@ -116,6 +117,8 @@ def main():
             optimizer.step()
             optimizer.zero_grad()
             model.steps += 1
+            torch.sub(loss.detach(), model.ballast, out=model.ballast)
+            time.sleep(args.pause)
             run.log(loss=loss.item() * args.accumulate)
             record(args.record, epoch=epoch, step=int(model.steps), lr=lr_of(optimizer), samples=used)
             used = []
@@ -199,6 +202,8 @@ def arguments():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--state", type=int, default=0, help="bytes of more state, all of which every step changes")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds that every optimizer step takes longer")
     parser.add_argument("--record", help="append a line for each optimizer step to this file")
     parser.add_argument("--final", help="write digests of the final state to this file")
     return parser.parse_args()

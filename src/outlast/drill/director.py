@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,11 @@ from outlast._errors import EXIT_PREEMPTED
 from outlast.drill import on_store
 from outlast.drill.inotify import NewFiles
 from outlast.drill.machine import Machine
+from outlast.drill.noticed import Announced, interrupt
 from outlast.drill.records import Follower, Line
 from outlast.drill.schedule import IN_TAIL, Kind, Planned
+from outlast.drill.throttle import Throttle
+from outlast.drill.warned import Announcer
 
 _POLL_S = 0.003
 _LEFT_S = 30.0
@@ -37,6 +41,7 @@ class Happened:
     noticed: float | None = None
     saved: list[on_store.Saved] = field(default_factory=list)
     """The checkpoints on the store when its victims were dead."""
+    announced: Announced | None = None
     failures: list[str] = field(default_factory=list)
 
 
@@ -70,10 +75,13 @@ class Director:
     Args:
         machine: the run's processes, not started yet.
         record: the file that the script appends to.
-        store: the root of the run's local store.
+        store: the folder in which the objects of the run's store lie.
         grace_s: seconds between SIGTERM and the end of the machine.
         stall_s: without a new line for so long, the run is given up.
         show: is told of each interruption and of progress (text or None, counter).
+        tell: announces what is planned as a notice; None where nothing is.
+        throttle: counts what goes to the store; None where nothing does.
+        epoch_ends: the counters at which an epoch has its last step.
     """
 
     def __init__(
@@ -85,6 +93,9 @@ class Director:
         grace_s: float,
         stall_s: float,
         show: Callable[[str | None, int], None],
+        tell: Announcer | None = None,
+        throttle: Throttle | None = None,
+        epoch_ends: frozenset[int] = frozenset(),
     ) -> None:
         self.machine = machine
         self.follower = Follower(record)
@@ -92,6 +103,9 @@ class Director:
         self.grace_s = grace_s
         self.stall_s = stall_s
         self.show = show
+        self.tell = tell
+        self.throttle = throttle
+        self.epoch_ends = epoch_ends
         self.births: dict[int, float] = {}
         self.happened: list[Happened] = []
         self.saved: set[on_store.Saved] = set()
@@ -103,6 +117,7 @@ class Director:
         exit_code = None
         self.store.mkdir(parents=True, exist_ok=True)
         try:
+            self._prepare(plan[0] if plan else None)
             self.machine.start()
             self._carry_out(plan)
             exit_code = self._until_end()
@@ -112,7 +127,7 @@ class Director:
             left = self.machine.leftovers(_LEFT_S) if not failures else []
             failures += [f"left behind: {item}" for item in left]
             self.machine.sweep()
-        self._look()
+        self.look()
         if plan and not self.happened and not failures:
             failures.append("the run ended before it could be interrupted: let it take more steps")
         self.saved.update(on_store.commits(self.store))
@@ -127,14 +142,21 @@ class Director:
         )
 
     def _carry_out(self, plan: list[Planned]) -> None:
-        for planned in plan:
+        for planned, following in itertools.zip_longest(plan, plan[1:]):
+            self._prepare(following)  # from its next start on
             try:
                 self._interrupt(planned)
             except Ended:
                 self.notes.append(f"{planned.kind} was not carried out in full: the run had ended before")
                 return
 
-    def _look(self) -> list[Line]:
+    def _prepare(self, planned: Planned | None) -> None:
+        """The machine that is started next is one that goes as it is planned."""
+        if self.tell is not None:
+            self.machine.env |= self.tell.environment(planned.warned if planned else None, self.grace_s)
+
+    def look(self) -> list[Line]:
+        """Take in what the run has recorded since."""
         new = self.follower.poll()
         for line in new:
             if line.pid not in self.births:
@@ -145,23 +167,23 @@ class Director:
             self.show(None, self.follower.step)
         return new
 
-    def _wait_line(self, wanted: Callable[[Line], bool], what: str) -> Line:
+    def wait_line(self, wanted: Callable[[Line], bool], what: str) -> Line:
         """Return the first new line that is wanted; `Ended` or `Stalled` if the run ends or stands still first."""
         last = time.monotonic()
         while True:
             over = self.machine.supervisor is None and not self.machine.processes()
-            for line in self._look():
+            for line in self.look():
                 last = time.monotonic()
                 if wanted(line):
                     return line
             if over:
-                self._still_runs(what)
+                self.still_runs(what)
             if time.monotonic() - last > self.stall_s:
                 msg = f"nothing was recorded for {self.stall_s:.0f} s before {what}; its output is in {self.machine.log}"
                 raise Stalled(msg)
             time.sleep(_POLL_S)
 
-    def _still_runs(self, what: str) -> None:
+    def still_runs(self, what: str) -> None:
         if self.machine.supervisor is not None:
             return
         if self.machine.exit_code == 0:
@@ -171,9 +193,9 @@ class Director:
         )
         raise Stalled(msg)
 
-    def _reach(self, planned: Planned) -> None:
-        if self.follower.step < planned.at_step or not self._trains():
-            self._wait_line(
+    def reach(self, planned: Planned) -> None:
+        if self.follower.step < planned.at_step or not self.trains():
+            self.wait_line(
                 lambda line: line.tail is None and line.step >= planned.at_step,
                 f"step {planned.at_step} for {planned.kind}",
             )
@@ -181,13 +203,13 @@ class Director:
     def _hold_in_tail(self, planned: Planned) -> int | None:
         """Return the trainer, stopped within the tail of its epoch; None, and it goes on, if every tail was faster."""
         for tried in range(_TRIES):
-            line = self._wait_line(
+            line = self.wait_line(
                 lambda line: line.tail == "begin" and line.step >= planned.at_step,
                 f"the tail after step {planned.at_step} for {planned.kind}",
             )
             time.sleep(0.0 if tried else planned.delay_s)
             self.machine.stop(line.pid)
-            self._look()
+            self.look()
             if self.follower.lines[-1] == line:
                 return line.pid
             self.machine.let_go(line.pid)
@@ -196,19 +218,20 @@ class Director:
         )
         return None
 
-    def _trains(self) -> bool:
+    def trains(self) -> bool:
         """Whether the last line is of a process that still lives."""
         lines = self.follower.lines
         return bool(lines) and self.machine.lives(lines[-1].pid)
 
     def _trainer(self) -> int | None:
-        return self.follower.lines[-1].pid if self._trains() else self.machine.trainer()
+        return self.follower.lines[-1].pid if self.trains() else self.machine.trainer()
 
     def _interrupt(self, planned: Planned) -> None:
         held = self._hold_in_tail(planned) if planned.kind in IN_TAIL else None
-        if planned.kind not in IN_TAIL:
-            self._reach(planned)
-        self.show(f"{planned.kind} at step {self.follower.step}", self.follower.step)
+        if planned.kind is not Kind.NOTICE:
+            if planned.kind not in IN_TAIL:
+                self.reach(planned)
+            self.show(f"{planned.kind} at step {self.follower.step}", self.follower.step)
         match planned.kind:
             case Kind.KILL_TRAINER:
                 self._kill(planned, self._trainer())
@@ -216,7 +239,7 @@ class Director:
                 done = planned if held is not None else replace(planned, kind=Kind.KILL_TRAINER)
                 self._kill(done, self._trainer())
             case Kind.KILL_BOTH:
-                self._start_again(self._note_both(planned))
+                self.start_again(self._note_both(planned))
             case Kind.KILL_MID_SAVE:
                 self._kill_mid_save(planned)
             case Kind.SIGTERM:
@@ -229,9 +252,12 @@ class Director:
                 self._kill_resuming(planned)
             case Kind.KILL_AGENT:
                 self._kill_agent(planned)
+            case Kind.NOTICE:
+                assert self.tell is not None
+                interrupt(self, planned, self.tell)
 
     def _kill(self, planned: Planned, *pids: int | None) -> None:
-        self._start_again(self._note(planned, time.time(), *pids))
+        self.start_again(self.note(planned, time.time(), *pids))
 
     def _kill_mid_save(self, planned: Planned) -> None:
         """The agent writes: stopped as soon as a segment appears, it writes no more, whoever else is slow."""
@@ -240,30 +266,35 @@ class Director:
                 path = self._stop_at(new, lambda path: path.suffix == ".bin", "a save was written")
             happened = self._note_both(planned)
             cut = path in on_store.unfinished(self.store)
-            self._start_again(happened)
+            self.start_again(happened)
             if cut:
                 happened.planned = planned
                 return
             if tries_left:
-                self._wait_line(lambda line: line.tail is None, "another try to cut a save")
+                self.wait_line(lambda line: line.tail is None, "another try to cut a save")
         self.notes.append(f"{planned.kind}: {_TRIES} saves were whole before the kill: none was cut")
 
     def _stop_at(self, new: NewFiles, wanted: Callable[[Path], bool], what: str) -> Path:
         """Return the next new file that is wanted, with the agent stopped at that moment."""
-        end = time.monotonic() + self.stall_s
         agent = self.machine.supervisor
+        path = self.wait_file(new, wanted, what)
+        self.machine.stop(agent)
+        return path
+
+    def wait_file(self, new: NewFiles, wanted: Callable[[Path], bool], what: str) -> Path:
+        """Return the next new file that is wanted; `Ended` or `Stalled` if the run ends or none comes."""
+        end = time.monotonic() + self.stall_s
         while (path := new.wait(0.1)) is None or not wanted(path):
-            self._look()
-            self._still_runs(what)
+            self.look()
+            self.still_runs(what)
             if time.monotonic() > end:
                 msg = f"nothing came for {self.stall_s:.0f} s before {what}; its output is in {self.machine.log}"
                 raise Stalled(msg)
-        self.machine.stop(agent)
         return path
 
     def _terminate(self, planned: Planned, held: int | None) -> None:
         supervisor = self.machine.supervisor
-        self._look()
+        self.look()
         at, before = time.time(), self.follower.step
         if planned.kind is Kind.SIGTERM:
             self.machine.terminate(supervisor)
@@ -273,7 +304,7 @@ class Director:
         in_time = supervisor is None or self.machine.wait_gone(supervisor, self.grace_s)
         code = self.machine.exit_code
         self.machine.sweep()  # the machine is off now, whoever is still on it
-        happened = self._note(planned, at)
+        happened = self.note(planned, at)
         happened.noticed = at
         if not in_time:
             happened.failures.append(
@@ -285,7 +316,7 @@ class Director:
             happened.failures.append(
                 f"SIGTERM: it ended with {code}; expected {EXIT_PREEMPTED}: start me again"
             )
-        self._start_again(happened)
+        self.start_again(happened)
 
     def _two(self, planned: Planned) -> None:
         """SIGTERM, and before its grace time is over the machine goes off; or the relaunch is killed as well."""
@@ -294,18 +325,18 @@ class Director:
         if planned.at_step % 2 and supervisor is not None:
             self.machine.terminate(supervisor)
             time.sleep(planned.delay_s)
-            happened = self._note(planned, at, supervisor, trainer)
+            happened = self.note(planned, at, supervisor, trainer)
         else:
             self.machine.kill(trainer)
             second = self._next_trainer(trainer)
             time.sleep(planned.delay_s)
-            happened = self._note(planned, at, second)
-        self._start_again(happened)
+            happened = self.note(planned, at, second)
+        self.start_again(happened)
 
     def _next_trainer(self, last: int | None) -> int:
         end = time.monotonic() + self.stall_s
         while (trainer := self._trainer()) is None or trainer == last:
-            self._still_runs("the killed trainer was started again")
+            self.still_runs("the killed trainer was started again")
             if time.monotonic() > end:
                 msg = f"the killed trainer was not started again; the output is in {self.machine.log}"
                 raise Stalled(msg)
@@ -320,41 +351,41 @@ class Director:
         for _ in range(_TRIES):
             happened = self._note_both(planned)
             with NewFiles(self.store) as new:
-                self._start_again(happened)
+                self.start_again(happened)
                 self._stop_at(new, _is_claim, "a new attempt was claimed after a kill")
             self.machine.sweep()
-            if not self._look():
+            if not self.look():
                 happened.planned = planned
-                self._start_again(happened)
+                self.start_again(happened)
                 return
-        self._start_again(self._note_both(planned))  # the last kill, too, was one of a run that trains
+        self.start_again(self._note_both(planned))  # the last kill, too, was one of a run that trains
         self.notes.append(f"{planned.kind}: {_TRIES} resumes were over before the second kill")
 
     def _kill_agent(self, planned: Planned) -> None:
         agent = self.machine.supervisor
         self.machine.stop(agent)
-        if not self._trains():
+        if not self.trains():
             self.machine.let_go(agent)
             raise Ended
-        self._note(planned, time.time(), agent)
+        self.note(planned, time.time(), agent)
 
     def _note_both(self, planned: Planned) -> Happened:
         """Kill agent and trainer; a plain kill, until its moment turns out to be the planned one."""
         plain = replace(planned, kind=Kind.KILL_BOTH)
-        return self._note(
+        return self.note(
             plain, time.time(), self.machine.supervisor, self._trainer(), self.machine.trainer()
         )
 
-    def _note(self, planned: Planned, at: float, *victims: int | None) -> Happened:
+    def note(self, planned: Planned, at: float, *victims: int | None) -> Happened:
         """Kill the victims, and note what there is once they are dead."""
         self.machine.kill(*victims)
-        self._look()
+        self.look()
         happened = Happened(planned, self.follower.step, at, len(self.follower.lines), None)
         happened.saved = on_store.commits(self.store)
         self.happened.append(happened)
         return happened
 
-    def _start_again(self, happened: Happened) -> None:
+    def start_again(self, happened: Happened) -> None:
         """The scheduler's part: where `outlast run` has ended, the same command is started again."""
         if self.machine.supervisor is None:
             self.machine.start()
@@ -365,14 +396,14 @@ class Director:
         pid = self.follower.lines[-1].pid if self.follower.lines else 0
         alone = bool(self.happened) and self.happened[-1].planned.kind is Kind.KILL_AGENT
         while self.machine.supervisor is not None or (alone and self.machine.lives(pid)):
-            self._look()
+            self.look()
             if len(self.follower.lines) > seen:
                 last, seen = time.monotonic(), len(self.follower.lines)
             if time.monotonic() - last > self.stall_s:
                 msg = f"nothing was recorded for {self.stall_s:.0f} s; its output is in {self.machine.log}"
                 raise Stalled(msg)
             time.sleep(_POLL_S)
-        self._look()
+        self.look()
         return self.machine.exit_code_of(pid) if alone else self.machine.exit_code
 
 

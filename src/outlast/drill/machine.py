@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -25,16 +26,33 @@ _REAPED_S = 5.0
 class Machine:
     """One run's processes.
 
+    Args:
+        command: `outlast run` and what it runs.
+        env: of every process.
+        token: tells this drill's processes from any other's.
+        log: what they print goes to its end.
+        disk: a folder of its own; each start then finds a new home, temporary and working directory in it, and nothing of
+            what the one before left. None: they are the caller's.
+
     Attributes:
         exit_code: how the last `outlast run` ended: its exit code, or minus the signal.
         started: when the last `outlast run` was started, seconds since the epoch.
     """
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], token: str, log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        token: str,
+        log: Path,
+        disk: Path | None = None,
+    ) -> None:
         _become_reaper()
         self.command = list(command)
         self.env = {**env, _MARK_NAME: token}
         self.log = log
+        self.disk = disk
         self.exit_code: int | None = None
         self.started = 0.0
         self._mark = f"{_MARK_NAME}={token}\0".encode()
@@ -44,12 +62,14 @@ class Machine:
 
     def start(self) -> None:
         """Start `outlast run` in a session of its own."""
+        places = {} if self.disk is None else _new_disk(self.disk)
         self.started = time.time()
         self.exit_code = None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
-                env=self.env,
+                env={**self.env, **places},
+                cwd=places.get("PWD"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -106,11 +126,11 @@ class Machine:
             if pid is not None and self._is_ours(pid):
                 _send(pid, signal.SIGCONT)
 
-    def terminate(self, *pids: int | None) -> None:
-        """SIGTERM, as a scheduler sends it."""
+    def terminate(self, *pids: int | None, number: signal.Signals = signal.SIGTERM) -> None:
+        """SIGTERM, or another signal that asks for an end, as a scheduler sends it."""
         for pid in pids:
             if pid is not None and self._is_ours(pid):
-                _send(pid, signal.SIGTERM)
+                _send(pid, number)
 
     def wait_gone(self, pid: int, timeout_s: float) -> bool:
         """Wait until a process has ended; False if it still lives after `timeout_s`."""
@@ -196,6 +216,15 @@ class Machine:
                 continue
             _, status = os.waitpid(found.si_pid, 0)
             self._orphans[found.si_pid] = os.waitstatus_to_exitcode(status)
+
+
+def _new_disk(disk: Path) -> dict[str, str]:
+    """Return the environment of a machine whose disk holds nothing yet."""
+    shutil.rmtree(disk, ignore_errors=True)
+    places = {"HOME": disk / "home", "TMPDIR": disk / "tmp", "PWD": disk / "work"}
+    for place in places.values():
+        place.mkdir(parents=True)
+    return {name: str(place) for name, place in places.items()}
 
 
 def _become_reaper() -> None:

@@ -21,7 +21,7 @@ class Saved:
     repeat: int
     nonce: str
     committed: float
-    """When its commit appeared, seconds since the epoch."""
+    """When its commit appeared under its name, seconds since the epoch."""
 
 
 def commits(store: Path) -> list[Saved]:
@@ -31,8 +31,35 @@ def commits(store: Path) -> list[Saved]:
         if (match := _CHECKPOINT.fullmatch(path.parent.name)) is not None:
             attempt, nonce, step, repeat = match.groups()
             with contextlib.suppress(FileNotFoundError):
-                found.append(Saved(int(attempt), int(step), int(repeat or 0), nonce, path.stat().st_mtime))
+                found.append(Saved(int(attempt), int(step), int(repeat or 0), nonce, path.stat().st_ctime))
     return sorted(found)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a checkpoint that has a commit was written for, and the bytes of the segments that it put."""
+
+    saved: Saved
+    reason: str
+    nbytes: int
+
+
+def written(store: Path) -> list[Written]:
+    """Return the checkpoints that have a commit, oldest first, each with what was written for it."""
+    sizes: dict[tuple[int, str, int, int], int] = {}
+    for path in store.rglob("segments/*/*.bin"):
+        if (key := _segment_of(path)) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                sizes[key] = sizes.get(key, 0) + path.stat().st_size
+    found = []
+    for path in _commits(store):
+        if (match := _CHECKPOINT.fullmatch(path.parent.name)) is not None:
+            attempt, nonce, step, repeat = match.groups()
+            with contextlib.suppress(FileNotFoundError):
+                saved = Saved(int(attempt), int(step), int(repeat or 0), nonce, path.stat().st_ctime)
+                nbytes = sizes.get((saved.attempt, saved.nonce, saved.step, saved.repeat), 0)
+                found.append(Written(saved, str(json.loads(path.read_bytes())["reason"]), nbytes))
+    return sorted(found, key=lambda item: item.saved)
 
 
 def unfinished(store: Path) -> list[Path]:
@@ -40,11 +67,8 @@ def unfinished(store: Path) -> list[Path]:
     whole = {(saved.attempt, saved.nonce, saved.step, saved.repeat) for saved in commits(store)}
     found = []
     for path in store.rglob("segments/*/*.bin"):
-        attempt, _, nonce = path.parent.name.partition("-")
-        if (match := _SEGMENT.fullmatch(path.name)) is not None:
-            step, repeat = match.groups()
-            if (int(attempt), nonce, int(step), int(repeat or 0)) not in whole:
-                found.append(path)
+        if (key := _segment_of(path)) is not None and key not in whole:
+            found.append(path)
     return sorted(found)
 
 
@@ -72,6 +96,30 @@ def guarantees(store: Path) -> dict[int, str]:
             if event.get("kind") == "resume":
                 found[int(event["attempt"])] = str(event["guarantee"])
     return found
+
+
+def metrics(store: Path) -> list[tuple[int, str]]:
+    """Return what a reader is to see of `run.log`: (step, values as JSON) in order, each step's of the newest attempt only.
+
+    Within an attempt, the order of the parts, and in a part that of its lines.
+    """
+    newest: dict[int, int] = {}
+    found: list[tuple[int, int, str]] = []
+    for path in sorted(store.rglob("events/*/*.jsonl"), key=lambda path: (path.parent.name, path.name)):
+        for text in path.read_bytes().splitlines():
+            event = json.loads(text)
+            if event.get("kind") == "metrics":
+                attempt, step = int(event["attempt"]), int(event["step"])
+                newest[step] = max(newest.get(step, 0), attempt)
+                found.append((attempt, step, json.dumps(event["values"], sort_keys=True)))
+    return [(step, values) for attempt, step, values in found if newest[step] == attempt]
+
+
+def _segment_of(path: Path) -> tuple[int, str, int, int] | None:
+    """Return which checkpoint a segment was written for: attempt, nonce, step, repeat."""
+    attempt, _, nonce = path.parent.name.partition("-")
+    match = _SEGMENT.fullmatch(path.name)
+    return None if match is None else (int(attempt), nonce, int(match.group(1)), int(match.group(2) or 0))
 
 
 def _commits(store: Path) -> list[Path]:

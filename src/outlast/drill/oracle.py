@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from outlast.drill import fitting
 from outlast.drill.director import Course, Happened
 from outlast.drill.on_store import Saved
 from outlast.drill.records import Line, last_step
@@ -29,6 +30,13 @@ class Evidence:
     guarantees: Mapping[int, str]
     final: Mapping[str, str] | None
     interval_steps: int
+    state_bytes: int = 0
+    """What a save of the whole state writes."""
+    bytes_per_s: float | None = None
+    """How fast the store is; None where nothing slows it."""
+    metrics: Sequence[tuple[int, str]] = ()
+    expected_metrics: Sequence[tuple[int, str]] = ()
+    """What a reader is shown of `run.log`, of this run and of the undisturbed one: step and values, in order."""
     saves_its_end: bool = True
     """Whether the loop ends by itself, which makes its end durable; a script may also leave it."""
 
@@ -49,8 +57,10 @@ def judge(
     for happened in course.happened:
         item = _measure(happened, course, evidence, last_step(undisturbed.lines))
         interruptions.append(item)
-        place = f"{item.kind} at step {item.at_step}"
+        place = f"{item.notice.source if item.notice else item.kind} at step {item.at_step}"
         failures += [f"{place}: {text}" for text in happened.failures]
+        if item.notice is not None and (text := fitting.unused(item.notice)):
+            failures.append(f"{place}: {text}")
         if item.steps_lost is None:
             failures.append(f"{place}: no step followed")
         elif text := _older_than_the_newest(happened, item.steps_lost):
@@ -64,6 +74,7 @@ def judge(
     failures += _jumps(course.lines)
     failures += _step_differences(undisturbed.lines, course.lines, reproducible=reproducible)
     failures += _tail_differences(undisturbed.lines, course.lines, reproducible=reproducible)
+    failures += _metric_differences(evidence.expected_metrics, evidence.metrics)
     repeated, skipped = _samples(undisturbed.lines, course.lines)
     first, identical = None, None
     if reproducible:
@@ -136,10 +147,20 @@ def _measure(happened: Happened, course: Course, evidence: Evidence, steps: int)
     relaunched = happened.relaunched
     if first is not None and relaunched is None and kind is not Kind.KILL_AGENT:
         relaunched = course.births.get(first.pid)
-    notice_s = None
+    notice_s, notice = None, None
     if happened.noticed is not None:
         whole = [saved.committed for saved in happened.saved if saved.step >= happened.at_step]
         notice_s = max(0.0, min(whole) - happened.noticed) if whole else None
+    if happened.announced is not None:
+        announced = happened.announced
+        notice = fitting.reckon(happened, announced, lines, evidence.state_bytes, evidence.bytes_per_s)
+        urgent = [w.saved.committed - announced.at for w in announced.saves if w.reason == "emergency"]
+        notice_s = min(urgent, default=None)
+        bound = fitting.lost_bound(notice, happened)
+    elif kind in _NOTICED:
+        bound = _LOST_AFTER_NOTICE
+    else:
+        bound = _bound(happened, lost, lines, evidence)
     attempt = next(
         (n for n, pid in evidence.trainers.items() if first is not None and pid == first.pid), None
     )
@@ -147,12 +168,13 @@ def _measure(happened: Happened, course: Course, evidence: Evidence, steps: int)
         kind=kind.value,
         at_step=happened.at_step,
         steps_lost=lost,
-        steps_lost_bound=_LOST_AFTER_NOTICE if kind in _NOTICED else _bound(happened, lost, lines, evidence),
+        steps_lost_bound=bound,
         notice_to_durable_s=notice_s,
         relaunch_to_step_s=first.time - relaunched if first is not None and relaunched is not None else None,
         guarantee=evidence.guarantees.get(attempt)
         if attempt is not None and kind is not Kind.KILL_AGENT
         else None,
+        notice=notice,
     )
 
 
@@ -257,6 +279,16 @@ def _tail_differences(expected: Sequence[Line], found: Sequence[Line], *, reprod
                 f"{_float(right.best)}; undisturbed {_float(left.lr)}, {_float(left.valid)}, {_float(left.best)}"
             )
     return _some(failures, "tails that differ")
+
+
+def _metric_differences(expected: Sequence[tuple[int, str]], found: Sequence[tuple[int, str]]) -> list[str]:
+    """A reader is shown each record of the undisturbed run once, in its order."""
+    if list(expected) == list(found):
+        return []
+    want, have = Counter(expected), Counter(found)
+    failures = [f"run.log's record of step {step} is missing: {values}" for step, values in want - have]
+    failures += [f"run.log shows a record of step {step} that the undisturbed run has not: {values}" for step, values in have - want]
+    return _some(failures, "records of run.log that differ") or ["run.log's records are shown in another order"]
 
 
 def _samples(expected: Sequence[Line], found: Sequence[Line]) -> tuple[int, int]:

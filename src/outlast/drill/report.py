@@ -7,6 +7,32 @@ from rich.console import Console
 from rich.table import Table
 
 
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """How an interruption was announced, and what became of the seconds."""
+
+    source: str
+    moment: str
+    fault: str | None
+    warning_s: float
+    """From the announcement to the end of the machine."""
+    to_safe_point_s: float | None
+    """From the announcement to the next safe point; None: none was reached."""
+    save_s: float | None
+    """What the whole state takes at the drill's throttle; None without one."""
+    fits: bool | None
+    """Whether a save from that safe point on fits, by the drill's own reckoning; None where nothing new was there to be saved."""
+    commit_reason: str | None
+    """Of the last checkpoint that became durable before the end; None: none did."""
+    saved_bytes: int
+    """Of the segments of all of them."""
+    sent_bytes: int | None
+    """What went to the store from the announcement on, garbage and requests included; None where nothing counts."""
+    durable_bound_s: float | None
+    """What `notice_to_durable_s` may be: to the safe point that was saved + 1.15 x its bytes / throttle + 1 s."""
+    exit_code: int | None
+    """None: it still ran as the machine went off."""
+
+
 class Interruption(msgspec.Struct, frozen=True, kw_only=True):
     """One forced interruption and what it cost."""
 
@@ -21,6 +47,8 @@ class Interruption(msgspec.Struct, frozen=True, kw_only=True):
     relaunch_to_step_s: float | None
     guarantee: str | None
     """What the resume stated; None where nothing was resumed."""
+    notice: Notice | None = None
+    """Of an announced one: see `Notice`."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +80,7 @@ def show(report: Report, console: Console) -> None:
     table.add_column("resumed", no_wrap=True)
     for item in report.interruptions:
         table.add_row(
-            item.kind,
+            item.kind if item.notice is None else _announced(item.notice),
             str(item.at_step),
             _text(item.steps_lost),
             str(item.steps_lost_bound),
@@ -73,6 +101,13 @@ def show(report: Report, console: Console) -> None:
     console.print(
         "passed" if report.passed else "not passed", style="bold green" if report.passed else "bold red"
     )
+
+
+def _announced(notice: Notice) -> str:
+    """`aws 30.0 s, in training, fits: emergency`."""
+    fits = {True: "fits", False: "does not fit", None: "nothing new"}[notice.fits]
+    fault = f" ({notice.fault})" if notice.fault else ""
+    return f"{notice.source}{fault} {notice.warning_s:.1f} s, {notice.moment}, {fits}: {notice.commit_reason or 'no save'}"
 
 
 def _text(value: object) -> str:

@@ -6,8 +6,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from outlast.drill.records import Line, last_step
+
+if TYPE_CHECKING:
+    from outlast.drill.warned import Warned
 
 
 class Kind(StrEnum):
@@ -22,12 +26,14 @@ class Kind(StrEnum):
     TWO_IN_SUCCESSION = "two-in-succession"
     KILL_WHILE_RESUMING = "kill-while-resuming"
     KILL_AGENT = "kill-agent"
+    NOTICE = "notice"
+    """Announced, then everything is killed: see `warned.py`."""
 
 
 _INTO_TAIL_S = 0.03
 """At most so far into a tail: a short one must not be over before the signal arrives."""
 IN_TAIL = frozenset({Kind.KILL_IN_TAIL, Kind.SIGTERM_IN_VALIDATION})
-ALL = tuple(Kind)
+ALL = tuple(kind for kind in Kind if kind is not Kind.NOTICE)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Planned:
     at_step: int
     delay_s: float
     """How far into a tail, or between the two of a pair."""
+    warned: Warned | None = None
+    """How a notice announces it."""
 
 
 def schedule(

@@ -134,7 +134,7 @@ def _train(
         **options.env,
     }
     machine = Machine(
-        outlast_run(store, command),
+        outlast_run(str(store), command),
         env=env,
         token=folder.parent.name + folder.name,
         log=folder / "output.txt",
