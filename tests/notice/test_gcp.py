@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from outlast.drill.metadata import GCP_MAINTENANCE, GCP_PREEMPTED, metadata_service
+from outlast.drill.metadata import GCP_MAINTENANCE, GCP_PREEMPTED, environment, metadata_service
+from outlast.notice.detect import metadata_sources
 from outlast.notice.gcp import MAINTENANCE, PREEMPTED, GcpMetadata
 from outlast.notice.threaded import NotHere, ThreadedSource
 from outlast.notice.transport import HttpTransport
@@ -99,3 +100,17 @@ def test_a_fault_or_an_unknown_value_is_followed_by_a_plain_question(service):
     assert len(metadata.look(NOW_S, NOW_UTC).notices) == 1
     assert [bool(query) for _, _, query in service.asked] == [False, True, False, False]
     metadata.close()
+
+
+def test_the_grace_that_is_given_is_from_the_change_to_the_end(service, tmp_path):
+    """Google's opt-in notice of 120 s: nothing on the machine tells of it but who runs it."""
+    service.say(GCP_PREEMPTED, "TRUE")
+    watch = Watch(metadata_sources({**environment(service, "gcp"), "OUTLAST_GRACE_S": "120"}, tmp_path))
+    try:
+        until_s = time.monotonic() + 10
+        while not (new := watch.poll().new):
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+        assert 115 < new[0].deadline_s - time.monotonic() <= 120
+    finally:
+        watch.close()

@@ -9,8 +9,9 @@ from outlast._errors import ConfigError
 from outlast.notice.alibaba import AlibabaMetadata
 from outlast.notice.aws import AwsMetadata
 from outlast.notice.azure import AzureMetadata
-from outlast.notice.base import NoticeSource
+from outlast.notice.base import DEFAULT_GRACE_S, NoticeSource
 from outlast.notice.gcp import MAINTENANCE, PREEMPTED, GcpMetadata
+from outlast.notice.signals import grace_s
 from outlast.notice.tencent import TencentMetadata
 from outlast.notice.threaded import Metadata, ThreadedSource
 from outlast.notice.transport import HttpTransport
@@ -63,11 +64,12 @@ def metadata_sources(env: Mapping[str, str], dmi: Path = DMI) -> list[NoticeSour
     here = place(dmi)
     given = env.get("OUTLAST_NOTICE", "")
     names = parse_names(given) if given.strip() else (here,) if here else ()
+    given_s = grace_s(env) if env.get("OUTLAST_GRACE_S") else DEFAULT_GRACE_S
     return [
         ThreadedSource(metadata)
         for name in dict.fromkeys(names)
         if name in _MAKERS
-        for metadata in _MAKERS[name](address(name, env), name == here)
+        for metadata in _MAKERS[name](address(name, env), name == here, given_s)
     ]
 
 
@@ -86,27 +88,30 @@ def address(cloud: str, env: Mapping[str, str]) -> str:
     return env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or default
 
 
-def _aws(url: str, is_here: bool) -> list[Metadata]:
+def _aws(url: str, is_here: bool, _: float) -> list[Metadata]:
     return [AwsMetadata(HttpTransport(url), is_ec2=is_here)]
 
 
-def _gcp(url: str, is_here: bool) -> list[Metadata]:
-    return [GcpMetadata(HttpTransport(url), value, is_gce=is_here) for value in (PREEMPTED, MAINTENANCE)]
+def _gcp(url: str, is_here: bool, grace_s: float) -> list[Metadata]:
+    return [
+        GcpMetadata(HttpTransport(url), value, is_gce=is_here, grace_s=grace_s)
+        for value in (PREEMPTED, MAINTENANCE)
+    ]
 
 
-def _azure(url: str, is_here: bool) -> list[Metadata]:
+def _azure(url: str, is_here: bool, _: float) -> list[Metadata]:
     return [AzureMetadata(HttpTransport(url), is_azure=is_here)]
 
 
-def _alibaba(url: str, is_here: bool) -> list[Metadata]:
+def _alibaba(url: str, is_here: bool, _: float) -> list[Metadata]:
     return [AlibabaMetadata(HttpTransport(url), is_ecs=is_here)]
 
 
-def _tencent(url: str, is_here: bool) -> list[Metadata]:
+def _tencent(url: str, is_here: bool, _: float) -> list[Metadata]:
     return [TencentMetadata(HttpTransport(url), is_cvm=is_here)]
 
 
-_MAKERS: dict[str, Callable[[str, bool], list[Metadata]]] = {
+_MAKERS: dict[str, Callable[[str, bool, float], list[Metadata]]] = {
     "aws": _aws,
     "gcp": _gcp,
     "azure": _azure,

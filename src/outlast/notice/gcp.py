@@ -1,6 +1,7 @@
 """Google Cloud: the metadata server tells of preemption and host maintenance, by requests that are answered on a change.
 
-A preempted machine has 30 s from the ACPI signal on; the metadata turns to TRUE with it, or before. Paths and bodies: Compute
+A preempted machine has 30 s from the ACPI signal on; the metadata turns to TRUE with it, or before: 120 s where that was opted
+in to, which nothing here tells, so that `--grace 120` has to. Paths and bodies: Compute
 Engine's documentation, "About VM metadata" and "Monitor and plan for a host maintenance event".
 """
 
@@ -28,11 +29,14 @@ class GcpMetadata:
 
     pause_s = 0.1  # also what a server that ignores wait_for_change is asked at
 
-    def __init__(self, transport: Transport, value: str, *, is_gce: bool) -> None:
+    def __init__(
+        self, transport: Transport, value: str, *, is_gce: bool, grace_s: float = DEFAULT_GRACE_S
+    ) -> None:
         self.name = f"Google Cloud {value}"
         self._transport = transport
         self._value = value
         self._is_gce = is_gce
+        self._grace_s = grace_s
         self._etag: str | None = None
         self._standing = Standing()
         self._preempted_utc: datetime | None = None
@@ -83,7 +87,7 @@ class GcpMetadata:
                 self._preempted_utc = None
                 return ()
             self._preempted_utc = self._preempted_utc or now_utc
-            deadline = self._preempted_utc + timedelta(seconds=DEFAULT_GRACE_S)
+            deadline = self._preempted_utc + timedelta(seconds=self._grace_s)
             return (Found("gcp-preempted", "Google Cloud preemption", "machine", deadline),)
         if value == "MIGRATE_ON_HOST_MAINTENANCE":
             return (Found("gcp-migrate", "Google Cloud live migration", "hint", None, MIGRATE_CONFIDENCE),)
