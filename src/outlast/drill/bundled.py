@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,14 +15,13 @@ import msgspec
 
 from outlast._errors import ConfigError
 from outlast.drill import on_store
-from outlast.drill.bucket import bucket
 from outlast.drill.director import Course, Director
 from outlast.drill.machine import Machine
 from outlast.drill.oracle import Evidence, judge
+from outlast.drill.place import Conditions, Place, place, quiet
 from outlast.drill.report import Report
 from outlast.drill.schedule import ALL, Kind, Planned, schedule
-from outlast.drill.throttle import Throttle
-from outlast.drill.warned import Announcer, Notices, announcer, schedule_notices
+from outlast.drill.warned import schedule_notices
 
 _INSTALLED = Path(__file__).with_name("gpt.py")
 _IN_REPOSITORY = Path(__file__).parents[3] / "examples" / "gpt.py"
@@ -47,9 +45,7 @@ class Options:
         env: added to the environment of every process.
         arguments: the example's own, such as its sizes.
         undisturbed: the folder of an undisturbed run that `train_undisturbed` made, to be used again.
-        notices: what is announced, instead of `kinds`.
-        lose_disk: every start of `outlast run` finds a new disk; all that is left is a bucket on an S3 server.
-        throttle_bytes_per_s: how fast that server takes what is uploaded; None: as fast as it can.
+        conditions: what the interrupted run has to live with.
         disturbed_arguments: the example's own, of the interrupted run alone: what changes no result.
     """
 
@@ -61,9 +57,7 @@ class Options:
     env: Mapping[str, str] = field(default_factory=dict)
     arguments: Sequence[str] = ()
     undisturbed: Path | None = None
-    notices: Notices | None = None
-    lose_disk: bool = False
-    throttle_bytes_per_s: int | None = None
+    conditions: Conditions = field(default_factory=Conditions)
     disturbed_arguments: Sequence[str] = ()
 
 
@@ -80,30 +74,33 @@ def drill_bundled(options: Options, show: Show = lambda *_: None) -> Report:
     home = folder / "interrupted"
     home.mkdir()
     ends = frozenset(line.step for line in reference.lines if line.tail == "begin")
-    with contextlib.ExitStack() as stack:
-        place = _place(home, options, stack)
-        tell = stack.enter_context(announcer(options.notices.sources)) if options.notices else None
+    with place(home, options.conditions) as here:
         course = _train(
-            home, options, plan, lambda text, step: show("interrupted", text, step, steps), place, tell=tell, epoch_ends=ends
+            home,
+            options,
+            plan,
+            lambda text, step: show("interrupted", text, step, steps),
+            here,
+            epoch_ends=ends,
         )
     undisturbed = (options.undisturbed or folder / "undisturbed") / "store"
     evidence = Evidence(
         commits=course.saved,
-        trainers=on_store.trainers(place.folder),
-        guarantees=on_store.guarantees(place.folder),
+        trainers=on_store.trainers(here.folder),
+        guarantees=on_store.guarantees(here.folder),
         final=read_final(home),
         interval_steps=options.interval_steps,
         state_bytes=max((w.nbytes for w in on_store.written(undisturbed)), default=0),
-        bytes_per_s=options.throttle_bytes_per_s,
-        metrics=on_store.metrics(place.folder),
+        bytes_per_s=options.conditions.throttle_bytes_per_s,
+        metrics=on_store.metrics(here.folder),
         expected_metrics=on_store.metrics(undisturbed),
     )
     return conclude(judge(reference, final, course, evidence), folder)
 
 
 def _plan(options: Options, reference: Course) -> list[Planned]:
-    if options.notices is not None:
-        return schedule_notices(options.seed, options.notices, reference.lines)
+    if (notices := options.conditions.notices) is not None:
+        return schedule_notices(options.seed, notices, reference.lines)
     return schedule(options.seed, options.kinds, reference.lines, options.interval_steps)
 
 
@@ -119,9 +116,8 @@ def train_undisturbed(
             read_lines(folder / "record.jsonl"), [], {}, json.loads(kept.read_text()), []
         ), read_final(folder)
     folder.mkdir(parents=True)
-    quiet = replace(options, lose_disk=False, disturbed_arguments=())
-    show_it: Callable[[str | None, int], None] = lambda text, step: show("undisturbed", text, step, 0)  # noqa: E731
-    course = _train(folder, quiet, [], show_it, _Place(str(folder / "store"), folder / "store"))
+    alone = replace(options, disturbed_arguments=())
+    course = _train(folder, alone, [], lambda text, step: show("undisturbed", text, step, 0), quiet(folder))
     if not course.failures:
         kept.write_text(json.dumps(course.exit_code))
     return course, read_final(folder)
@@ -145,52 +141,32 @@ def read_final(folder: Path) -> dict[str, str] | None:
     return found
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a run's checkpoints are: for `--store`, and as the files that a drill reads."""
-
-    url: str
-    folder: Path
-    env: Mapping[str, str] = field(default_factory=dict)
-    throttle: Throttle | None = None
-
-
-def _place(home: Path, options: Options, stack: contextlib.ExitStack) -> _Place:
-    if not options.lose_disk:
-        return _Place(str(home / "store"), home / "store")
-    served = stack.enter_context(bucket(home, options.throttle_bytes_per_s))
-    return _Place(served.url, served.folder, served.env, served.throttle)
-
-
 def _train(
     folder: Path,
     options: Options,
     plan: list[Planned],
     show: Callable[[str | None, int], None],
-    place: _Place,
+    here: Place,
     *,
-    tell: Announcer | None = None,
     epoch_ends: frozenset[int] = frozenset(),
 ) -> Course:
     record = folder / "record.jsonl"
     script = [sys.executable, str(example()), "--record", str(record), "--final", str(folder / "final.json")]
     env = drill_env(interval_steps=options.interval_steps, grace_s=options.grace_s, folder=folder)
     machine = Machine(
-        outlast_run(place.url, [*script, *options.arguments, *options.disturbed_arguments]),
-        env={"OMP_NUM_THREADS": _THREADS, **env, **place.env, **options.env},
+        outlast_run(here.url, [*script, *options.arguments, *options.disturbed_arguments]),
+        env={"OMP_NUM_THREADS": _THREADS, **env, **here.env, **options.env},
         token=folder.parent.name + folder.name,
         log=folder / "output.txt",
-        disk=folder / "disk" if options.lose_disk else None,
+        disk=here.disk,
     )
     director = Director(
         machine,
         record=record,
-        store=place.folder,
+        place=here,
         grace_s=options.grace_s,
         stall_s=options.stall_s,
         show=show,
-        tell=tell,
-        throttle=place.throttle,
         epoch_ends=epoch_ends,
     )
     return director.conduct(plan)

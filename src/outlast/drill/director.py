@@ -13,10 +13,9 @@ from outlast.drill import on_store
 from outlast.drill.inotify import NewFiles
 from outlast.drill.machine import Machine
 from outlast.drill.noticed import Announced, interrupt
+from outlast.drill.place import Place
 from outlast.drill.records import Follower, Line
 from outlast.drill.schedule import IN_TAIL, Kind, Planned
-from outlast.drill.throttle import Throttle
-from outlast.drill.warned import Announcer
 
 _POLL_S = 0.003
 _LEFT_S = 30.0
@@ -75,12 +74,10 @@ class Director:
     Args:
         machine: the run's processes, not started yet.
         record: the file that the script appends to.
-        store: the folder in which the objects of the run's store lie.
+        place: what surrounds the run.
         grace_s: seconds between SIGTERM and the end of the machine.
         stall_s: without a new line for so long, the run is given up.
         show: is told of each interruption and of progress (text or None, counter).
-        tell: announces what is planned as a notice; None where nothing is.
-        throttle: counts what goes to the store; None where nothing does.
         epoch_ends: the counters at which an epoch has its last step.
     """
 
@@ -89,22 +86,20 @@ class Director:
         machine: Machine,
         *,
         record: Path,
-        store: Path,
+        place: Place,
         grace_s: float,
         stall_s: float,
         show: Callable[[str | None, int], None],
-        tell: Announcer | None = None,
-        throttle: Throttle | None = None,
         epoch_ends: frozenset[int] = frozenset(),
     ) -> None:
         self.machine = machine
         self.follower = Follower(record)
-        self.store = store
+        self.store = place.folder
         self.grace_s = grace_s
         self.stall_s = stall_s
         self.show = show
-        self.tell = tell
-        self.throttle = throttle
+        self.tell = place.tell
+        self.throttle = place.throttle
         self.epoch_ends = epoch_ends
         self.births: dict[int, float] = {}
         self.happened: list[Happened] = []
@@ -184,6 +179,7 @@ class Director:
             time.sleep(_POLL_S)
 
     def still_runs(self, what: str) -> None:
+        """Raise `Ended` or `Stalled` if `outlast run` has ended before `what`."""
         if self.machine.supervisor is not None:
             return
         if self.machine.exit_code == 0:
@@ -194,6 +190,7 @@ class Director:
         raise Stalled(msg)
 
     def reach(self, planned: Planned) -> None:
+        """Wait until a trainer that lives has recorded the step."""
         if self.follower.step < planned.at_step or not self.trains():
             self.wait_line(
                 lambda line: line.tail is None and line.step >= planned.at_step,
@@ -372,9 +369,7 @@ class Director:
     def _note_both(self, planned: Planned) -> Happened:
         """Kill agent and trainer; a plain kill, until its moment turns out to be the planned one."""
         plain = replace(planned, kind=Kind.KILL_BOTH)
-        return self.note(
-            plain, time.time(), self.machine.supervisor, self._trainer(), self.machine.trainer()
-        )
+        return self.note(plain, time.time(), self.machine.supervisor, self._trainer(), self.machine.trainer())
 
     def note(self, planned: Planned, at: float, *victims: int | None) -> Happened:
         """Kill the victims, and note what there is once they are dead."""

@@ -16,7 +16,13 @@ REACTS_S = 1.0
 LOST_IF_FITS = 1
 
 
-def reckon(happened: Happened, announced: Announced, lines: Sequence[Line], state_bytes: int, bytes_per_s: float | None) -> Notice:
+def reckon(
+    happened: Happened,
+    announced: Announced,
+    lines: Sequence[Line],
+    state_bytes: int,
+    bytes_per_s: float | None,
+) -> Notice:
     """Say what the time was enough for.
 
     Args:

@@ -33,6 +33,7 @@ class Machine:
         log: what they print goes to its end.
         disk: a folder of its own; each start then finds a new home, temporary and working directory in it, and nothing of
             what the one before left. None: they are the caller's.
+        keeps_folder: the working directory stays the caller's all the same: the script is in it.
 
     Attributes:
         exit_code: how the last `outlast run` ended: its exit code, or minus the signal.
@@ -47,12 +48,14 @@ class Machine:
         token: str,
         log: Path,
         disk: Path | None = None,
+        keeps_folder: bool = False,
     ) -> None:
         _become_reaper()
         self.command = list(command)
         self.env = {**env, _MARK_NAME: token}
         self.log = log
         self.disk = disk
+        self.keeps_folder = keeps_folder
         self.exit_code: int | None = None
         self.started = 0.0
         self._mark = f"{_MARK_NAME}={token}\0".encode()
@@ -63,6 +66,8 @@ class Machine:
     def start(self) -> None:
         """Start `outlast run` in a session of its own."""
         places = {} if self.disk is None else _new_disk(self.disk)
+        if self.keeps_folder:
+            places.pop("PWD", None)
         self.started = time.time()
         self.exit_code = None
         with self.log.open("ab") as log:

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING
 from outlast._errors import EXIT_PREEMPTED
 from outlast.drill import on_store
 from outlast.drill.inotify import NewFiles
-from outlast.drill.warned import AT_START, CANCELLED_AFTER_S, CLOUDS, SIGNALS, SPARING, Announcer, Moment, Warned
+from outlast.drill.warned import (
+    AT_START,
+    CANCELLED_AFTER_S,
+    CLOUDS,
+    SIGNALS,
+    SPARING,
+    Announcer,
+    Moment,
+    Warned,
+)
 
 if TYPE_CHECKING:
     from outlast.drill.director import Director, Happened
-    from outlast.drill.records import Line
     from outlast.drill.schedule import Planned
 
 _POLL_S = 0.003
@@ -51,7 +59,10 @@ def interrupt(director: Director, planned: Planned, tell: Announcer) -> Happened
     warned = planned.warned
     assert warned is not None
     moment = _reach(director, planned, warned)
-    director.show(f"{warned.source}, {warned.warning_s:.1f} s, {moment}, at step {director.follower.step}", director.follower.step)
+    director.show(
+        f"{warned.source}, {warned.warning_s:.1f} s, {moment}, at step {director.follower.step}",
+        director.follower.step,
+    )
     failures = _spared(director, warned, tell)
     if warned.source in CLOUDS and warned.fault not in SPARING:
         tell.arm(warned)
@@ -91,7 +102,9 @@ def _reach(director: Director, planned: Planned, warned: Warned) -> Moment:
         return Moment.VALIDATION
     director.reach(planned)
     if warned.moment is Moment.EPOCH_END:
-        director.wait_line(lambda line: line.tail is None and line.step in director.epoch_ends, "the end of an epoch")
+        director.wait_line(
+            lambda line: line.tail is None and line.step in director.epoch_ends, "the end of an epoch"
+        )
         return Moment.EPOCH_END
     if warned.moment is Moment.SAVING:
         with NewFiles(director.store) as new:
@@ -131,17 +144,20 @@ def _spared(director: Director, warned: Warned, tell: Announcer) -> list[str]:
         tell.announce(warned.source, CANCELLED_AFTER_S)
     allowed = 1 if warned.fault == "cancelled" else 0
     heard = time.monotonic() + _HEARD_S
-    seen: list[Line] = []
-    director.wait_line(
-        lambda line: seen.append(line) or (len(seen) >= _STEPS_ON and time.monotonic() >= heard),  # type: ignore[func-returns-value]
-        f"{_STEPS_ON} steps after a notice that is {warned.fault}",
-    )
+    on = 0
+    while on < _STEPS_ON or time.monotonic() < heard:
+        director.wait_line(lambda line: line.tail is None, f"a step after a notice that is {warned.fault}")
+        on += 1
     failures = []
     if lives and _last_pid(director) != before:
         failures.append(f"a notice that is {warned.fault} started the trainer again")
-    extra = [w for w in on_store.written(director.store) if w.saved.committed >= since and w.reason == "emergency"]
+    extra = [
+        w for w in on_store.written(director.store) if w.saved.committed >= since and w.reason == "emergency"
+    ]
     if len(extra) > allowed:
-        failures.append(f"a notice that is {warned.fault} cost {len(extra)} emergency checkpoints; at most {allowed} is allowed")
+        failures.append(
+            f"a notice that is {warned.fault} cost {len(extra)} emergency checkpoints; at most {allowed} is allowed"
+        )
     return failures
 
 

@@ -65,11 +65,11 @@ def written(store: Path) -> list[Written]:
 def unfinished(store: Path) -> list[Path]:
     """Return the segments that were written for a checkpoint which has no commit: a save was cut there."""
     whole = {(saved.attempt, saved.nonce, saved.step, saved.repeat) for saved in commits(store)}
-    found = []
-    for path in store.rglob("segments/*/*.bin"):
-        if (key := _segment_of(path)) is not None and key not in whole:
-            found.append(path)
-    return sorted(found)
+    return sorted(
+        path
+        for path in store.rglob("segments/*/*.bin")
+        if (key := _segment_of(path)) is not None and key not in whole
+    )
 
 
 def trainers(store: Path) -> dict[int, int]:

@@ -287,8 +287,13 @@ def _metric_differences(expected: Sequence[tuple[int, str]], found: Sequence[tup
         return []
     want, have = Counter(expected), Counter(found)
     failures = [f"run.log's record of step {step} is missing: {values}" for step, values in want - have]
-    failures += [f"run.log shows a record of step {step} that the undisturbed run has not: {values}" for step, values in have - want]
-    return _some(failures, "records of run.log that differ") or ["run.log's records are shown in another order"]
+    failures += [
+        f"run.log shows a record of step {step} that the undisturbed run has not: {values}"
+        for step, values in have - want
+    ]
+    return _some(failures, "records of run.log that differ") or [
+        "run.log's records are shown in another order"
+    ]
 
 
 def _samples(expected: Sequence[Line], found: Sequence[Line]) -> tuple[int, int]:

@@ -16,9 +16,11 @@ from outlast.drill.bundled import Show, conclude, drill_env, outlast_run
 from outlast.drill.director import Course, Director
 from outlast.drill.machine import Machine
 from outlast.drill.oracle import Evidence, judge
+from outlast.drill.place import Conditions, Place, place, quiet
 from outlast.drill.records import Line, last_step
 from outlast.drill.report import Report
 from outlast.drill.schedule import ALL, Planned, choose, schedule
+from outlast.drill.warned import schedule_notices
 
 _INTERVALS = 20
 """Saves in an undisturbed run, if `--save-every` does not say otherwise."""
@@ -45,6 +47,7 @@ class ScriptOptions:
         grace_s: seconds between SIGTERM and the end of the machine.
         stall_s: without progress for so long, a run is given up.
         env: added to the environment of every process.
+        conditions: what the interrupted run has to live with; its working directory stays the caller's.
     """
 
     seed: int = 0
@@ -54,6 +57,7 @@ class ScriptOptions:
     grace_s: float = 20.0
     stall_s: float = 120.0
     env: Mapping[str, str] = field(default_factory=dict)
+    conditions: Conditions = field(default_factory=Conditions)
 
 
 @dataclass(frozen=True)
@@ -87,25 +91,44 @@ def drill_script(command: Sequence[str], options: ScriptOptions, show: Show = la
     options = replace(options, interval_steps=interval)
     second = _train(folder / "undisturbed-again", command, options, [], show, steps=steps)
     notes, reproducible, ordered = _compare_undisturbed(first, second)
-    kinds = ALL if options.interruptions is None else choose(options.seed, options.interruptions)
-    plan = schedule(options.seed, kinds, first.course.lines, interval)
-    third = _train(folder / "interrupted", command, options, plan, show, steps=steps)
+    home = folder / "interrupted"
+    home.mkdir()
+    with place(home, options.conditions) as here:
+        third = _train(
+            home, command, options, _plan(options, first.course, interval), show, here=here, steps=steps
+        )
     expected, found = first.course, third.course
     if not ordered:
         expected, found = _without_samples(expected), _without_samples(found)
-    store = third.folder / "store"
+    store = here.folder
     evidence = Evidence(
         commits=third.course.saved,
         trainers=on_store.trainers(store),
         guarantees=on_store.guarantees(store),
         final=_final(third.end, second.end),
         interval_steps=interval,
+        state_bytes=max((w.nbytes for w in on_store.written(first.folder / "store")), default=0),
+        bytes_per_s=options.conditions.throttle_bytes_per_s,
+        metrics=_logged(store),
+        expected_metrics=_logged(first.folder / "store"),
         saves_its_end=_saves_its_end(first),
     )
     report = judge(
         expected, _final(first.end, second.end), found, evidence, reproducible=reproducible, notes=notes
     )
     return conclude(_explain(report, first, second, third), folder)
+
+
+def _plan(options: ScriptOptions, undisturbed: Course, interval_steps: int) -> list[Planned]:
+    if (notices := options.conditions.notices) is not None:
+        return schedule_notices(options.seed, notices, undisturbed.lines)
+    kinds = ALL if options.interruptions is None else choose(options.seed, options.interruptions)
+    return schedule(options.seed, kinds, undisturbed.lines, interval_steps)
+
+
+def _logged(store: Path) -> list[tuple[int, str]]:
+    """Return what `run.log` was given, by step and names: the values of a script may be times."""
+    return [(step, ", ".join(sorted(json.loads(values)))) for step, values in on_store.metrics(store)]
 
 
 def _train(
@@ -115,12 +138,13 @@ def _train(
     plan: list[Planned],
     show: Show,
     *,
+    here: Place | None = None,
     steps: int = 0,
 ) -> _Trained:
+    here = here or quiet(folder)
     inject = folder / "inject"
     inject.mkdir(parents=True)
     (inject / "sitecustomize.py").write_text(recorder.SITECUSTOMIZE)
-    store = folder / "store"
     interval = options.interval_steps or max((options.steps or 0) // _INTERVALS, 2)
     env = drill_env(interval_steps=interval, grace_s=options.grace_s, folder=folder)
     env["PYTHONPATH"] = ":".join(filter(None, (str(inject), env.get("PYTHONPATH"))))
@@ -128,21 +152,23 @@ def _train(
     env |= {"MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(), "WANDB_DIR": str(folder)}
     env |= {
         recorder.FOLDER: str(folder),
-        recorder.PLACE: str(store / "drill"),
+        recorder.PLACE: f"{here.url}/drill",
         recorder.LIMIT: str(options.steps or ""),
         recorder.TAIL: str(_TAIL_S),
         **options.env,
     }
     machine = Machine(
-        outlast_run(str(store), command),
-        env=env,
+        outlast_run(here.url, command),
+        env={**env, **here.env},
         token=folder.parent.name + folder.name,
         log=folder / "output.txt",
+        disk=here.disk,
+        keeps_folder=True,
     )
     director = Director(
         machine,
         record=folder / "record.jsonl",
-        store=store,
+        place=here,
         grace_s=options.grace_s,
         stall_s=options.stall_s,
         show=_named(show, folder.name, steps),

@@ -75,7 +75,9 @@ def throttled(target: tuple[str, int], bytes_per_s: float) -> Iterator[Throttle]
     throttle = Throttle(target, bytes_per_s)
     ready, closing = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=_run, args=(loop, throttle.serve(ready, closing)), name="throttle", daemon=True)
+    thread = threading.Thread(
+        target=_run, args=(loop, throttle.serve(ready, closing)), name="throttle", daemon=True
+    )
     thread.start()
     try:
         if not ready.wait(_START_S):

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, get_args
 
-from outlast.drill.metadata import FAULTS, Cloud, Fault, MetadataService, announce, cancel, environment, metadata_service
+from outlast.drill import metadata
+from outlast.drill.metadata import FAULTS, Cloud, Fault, MetadataService
 from outlast.drill.records import Line, last_step
 from outlast.drill.schedule import Kind, Planned
 
@@ -25,7 +26,13 @@ CANCELLED_AFTER_S = 60.0
 """What is taken back announces an end so far off that nobody has left by then."""
 SPARING: tuple[Fault, ...] = ("cancelled", "sibling")
 """What is announced so leaves this machine running."""
-DELAYS_S: Mapping[Fault, float] = {"404": 3.0, "500": 3.0, "slow": 4.5, "token-expired": 1.0, "moved-earlier": 1.0}
+DELAYS_S: Mapping[Fault, float] = {
+    "404": 3.0,
+    "500": 3.0,
+    "slow": 4.5,
+    "token-expired": 1.0,
+    "moved-earlier": 1.0,
+}
 """By so much a fault keeps a notice from being heard: two answers of one poll a second, or of 1.5 s each."""
 
 
@@ -95,10 +102,13 @@ def schedule_notices(seed: int, notices: Notices, undisturbed: Sequence[Line]) -
         warning_s = math.exp(draw.uniform(math.log(low), math.log(high)))
         faults: list[Fault] = [fault for fault, clouds in FAULTS.items() if source in clouds]
         fault = draw.choice(faults) if notices.faults and faults and draw.random() < 1 / 2 else None
-        if fault in SPARING:
-            moment = Moment.TRAINING  # that it goes on is seen there
         at = int(draw.uniform(index, index + 1) * stretch) + 1
-        warned = Warned(source, warning_s if notices.warnings_s[1] > 0 else 0.0, moment, fault)
+        warned = Warned(
+            source,
+            warning_s if notices.warnings_s[1] > 0 else 0.0,
+            Moment.TRAINING if fault in SPARING else moment,
+            fault,
+        )
         found.append(Planned(Kind.NOTICE, at, draw.uniform(0.0, 0.3), warned))
     return found
 
@@ -117,13 +127,13 @@ class Announcer:
         if warned.source in SIGNALS:
             return {"OUTLAST_NOTICE": "signals", **grace}
         cloud = _cloud(warned.source)
-        return environment(self._services[cloud], cloud) | grace
+        return metadata.environment(self._services[cloud], cloud) | grace
 
     def arm(self, warned: Warned) -> None:
         """Have the service go wrong, or its next notice."""
         if warned.fault is not None:
             cloud = _cloud(warned.source)
-            arm(self._services[cloud], cloud, warned.fault)
+            metadata.arm(self._services[cloud], cloud, warned.fault)
 
     def announce(self, source: Source, warning_s: float) -> float:
         """Have a cloud announce the end; return when it is, seconds since the epoch."""
@@ -131,7 +141,7 @@ class Announcer:
         end = time.time() + warning_s
         if cloud != "gcp":
             end = math.ceil(end)  # the others name whole seconds
-        announce(self._services[cloud], cloud, datetime.fromtimestamp(end, UTC))
+        metadata.announce(self._services[cloud], cloud, datetime.fromtimestamp(end, UTC))
         return end
 
     def forget(self, source: Source) -> None:
@@ -142,7 +152,7 @@ class Announcer:
             service.sibling = None
             service.passing.clear()
             service.armed.clear()
-            cancel(service, cloud)
+            metadata.cancel(service, cloud)
 
 
 @contextlib.contextmanager
@@ -150,7 +160,7 @@ def announcer(sources: Sequence[Source]) -> Iterator[Announcer]:
     """Serve what the clouds among `sources` have."""
     with contextlib.ExitStack() as stack:
         clouds = [_cloud(source) for source in dict.fromkeys(sources) if source in CLOUDS]
-        yield Announcer({cloud: stack.enter_context(metadata_service(cloud)) for cloud in clouds})
+        yield Announcer({cloud: stack.enter_context(metadata.metadata_service(cloud)) for cloud in clouds})
 
 
 def _cloud(source: Source) -> Cloud:
