@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
+import pytest
+
+from outlast._errors import ConfigError
+from outlast.notice.base import Notice, Polled
 from outlast.notice.file import FileSource
-from outlast.notice.watch import Watch, for_policy, most_urgent, watch_machine
+from outlast.notice.watch import Watch, for_policy, leaves_on_hints, most_urgent, watch_machine
 from outlast.policy.restart import MACHINE_SURVIVED_S, StandingNotice
 
 
@@ -67,3 +72,42 @@ def test_ids_of_two_files_do_not_collide(tmp_path):
     paths[0].unlink()
     assert len(watch.poll(1.0).cancelled) == 1
     assert str(paths[1]) in most_urgent(watch.notices, 1.0).source
+
+
+class Said:
+    """A source that says what it is told to."""
+
+    def __init__(self):
+        self.notices = ()
+
+    def poll(self, now_s, now_utc):
+        polled, self.notices = Polled(self.notices), ()
+        return polled
+
+    def fileno(self):
+        return None
+
+    def close(self):
+        pass
+
+
+def test_hints_are_told_as_reasons_to_leave_where_that_is_asked_for():
+    """They alone; one that becomes a machine's notice (far-off maintenance that comes near) is one."""
+    source = Said()
+    watch = Watch([source], leaves_on_hints=True)
+    hint, goes = (Notice(f"{kind}-1", kind, kind, None, None) for kind in ("hint", "machine"))
+    source.notices = (hint, goes)
+    assert [notice.kind for notice in watch.poll(0.0).new] == ["leave", "machine"]
+    source.notices = (hint,)
+    assert not watch.poll(1.0)
+    source.notices = (dataclasses.replace(hint, kind="machine", deadline_s=100.0),)
+    assert [notice.kind for notice in watch.poll(2.0).moved] == ["machine"]
+
+
+def test_what_hints_lead_to_is_save_or_leave():
+    """Anything else is refused, with both."""
+    assert not leaves_on_hints({})
+    assert not leaves_on_hints({"OUTLAST_ON_REBALANCE": "save"})
+    assert leaves_on_hints({"OUTLAST_ON_REBALANCE": "leave"})
+    with pytest.raises(ConfigError, match="'go'.*save.*leave"):
+        leaves_on_hints({"OUTLAST_ON_REBALANCE": "go"})

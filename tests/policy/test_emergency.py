@@ -109,13 +109,13 @@ def test_the_latest_leave_leaves_time_for_the_safe_point_and_the_save(
 
 
 @given(
-    st.sampled_from(["signal", "warning", "machine", "hint"]),
+    st.sampled_from(["signal", "warning", "machine", "hint", "leave"]),
     st.none() | seconds,
     st.none() | seconds,
     seconds,
 )
 def test_who_leaves_at_once_and_who_never(kind, deadline_s, save_s, safe_point_s):
-    """Signals and warnings at once, hints never; a machine's notice at once where its time or a save's is not known."""
+    """Signals, warnings and hints that are left on at once, other hints never; a machine's notice at once where its time or a save's is not known."""
     at = leave_s(kind, deadline_s, save_s=save_s, safe_point_s=safe_point_s)
     if kind == "hint":
         assert at == math.inf

@@ -25,7 +25,7 @@ MACHINE = StandingNotice("machine", cancelled=False, past_deadline_s=-20.0)
 
 notices = st.builds(
     StandingNotice,
-    st.sampled_from(["signal", "warning", "machine", "hint"]),
+    st.sampled_from(["signal", "warning", "machine", "hint", "leave"]),
     st.booleans(),
     st.none() | st.floats(-1e4, 1e4),
 )
@@ -91,6 +91,18 @@ def test_a_hint_changes_nothing_after_the_end(outcome):
     """A rebalance, a freeze or a far-off maintenance is not waited for: what follows is what would follow without it."""
     hint = StandingNotice("hint", cancelled=False, past_deadline_s=None)
     assert decide(replace(outcome, notices=(*outcome.notices, hint))) == decide(outcome)
+
+
+@pytest.mark.parametrize("returncode", [75, 1, -9, 74])
+@pytest.mark.parametrize("past_s", [None, -86400.0, 1e6])
+def test_a_hint_that_is_left_on_ends_here_at_once(returncode, past_s):
+    """Nobody says when it is settled, and another machine is wanted: nothing is waited for, nothing started here."""
+    hint = StandingNotice("leave", cancelled=False, past_deadline_s=past_s)
+    action = decide(Outcome(returncode, notices=(hint,)))
+    assert isinstance(action, End)
+    assert action.code == 75
+    assert "on another" in action.why
+    assert isinstance(decide(Outcome(75, notices=(replace(hint, cancelled=True),))), Relaunch)
 
 
 def test_several_notices_are_waited_out_to_the_last():

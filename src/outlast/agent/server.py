@@ -14,6 +14,7 @@ from outlast._errors import ConfigError
 from outlast._say import say
 from outlast.agent.protocol import NoticeHeard
 from outlast.agent.session import Session
+from outlast.agent.tee import FLUSH_S, take_over
 from outlast.agent.wire import Wire
 from outlast.notice.base import Notice
 from outlast.notice.watch import Watch, for_policy, watch_machine
@@ -106,7 +107,8 @@ class Loop:
         urgent = next((notice for notice in standing if notice.kind != "hint"), None)
         hints = {notice for notice in standing if notice.kind == "hint"}
         if urgent is not None and urgent not in self._shown:
-            say(f"{urgent.source}: this machine goes away{_when(urgent)}; saving at the next safe point")
+            goes = "may go away" if urgent.kind == "leave" else "goes away"
+            say(f"{urgent.source}: this machine {goes}{_when(urgent)}; saving at the next safe point")
         for hint in hints - self._shown:
             say(f"{hint.source}: this machine may go away{_when(hint)}; saving once, and training goes on")
         self._shown = hints | ({urgent} if urgent is not None else set())
@@ -159,10 +161,19 @@ def serve(fd: int) -> int:
         return error.exit_code
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
     loop = Loop(watch)
-    session = Session(Wire(socket.socket(fileno=fd)), say=say, heard=loop.trainer_heard, wake=loop.wake)
+    tee = take_over(os.environ)
+    session = Session(
+        Wire(socket.socket(fileno=fd)),
+        say=say,
+        heard=loop.trainer_heard,
+        wake=loop.wake,
+        printed=tee.printed if tee is not None else None,
+    )
     loop.wait(session, (), session.done.is_set)
     loop.ended(session)
     session.close()
+    if tee is not None:
+        tee.end(FLUSH_S)
     return 0
 
 

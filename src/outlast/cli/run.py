@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -25,6 +25,7 @@ def run(
     store_wait: str = f"{STORE_WAIT_S:.0f}s",
     notice: str | None = None,
     grace: str | None = None,
+    on_rebalance: Literal["save", "leave"] | None = None,
 ) -> None:
     """Run a training script, save it, and start it again when it fails or its machine was spared.
 
@@ -44,6 +45,8 @@ def run(
         notice: Where notices come from, separated by commas: aws, gcp, azure, alibaba, tencent; signals or slurm alone ask
             no metadata service. Found out from the machine if not given. Overrides $OUTLAST_NOTICE.
         grace: From SIGTERM or SIGUSR2 to the end of the machine: seconds, or a text like 90s. Overrides $OUTLAST_GRACE_S.
+        on_rebalance: What a mere hint leads to (a rebalance recommendation, a freeze, a live migration, far-off maintenance):
+            save once and train on (save), or save and end with 75 (leave). Overrides $OUTLAST_ON_REBALANCE, else save.
     """
     if not command:
         msg = "no command given; expected it after --, such as: outlast run -- python train.py"
@@ -60,6 +63,8 @@ def run(
         os.environ["OUTLAST_NOTICE"] = ",".join(parse_names(notice))
     if grace is not None:
         os.environ["OUTLAST_GRACE_S"] = str(parse_duration_s(grace, "--grace"))
+    if on_rebalance is not None:
+        os.environ["OUTLAST_ON_REBALANCE"] = on_rebalance
     code = supervise(
         list(command),
         store=store,

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
-Kind = Literal["signal", "warning", "machine", "hint"]
+Kind = Literal["signal", "warning", "machine", "hint", "leave"]
 """What a notice announces; `policy/emergency.py` decides what follows.
 
 signal: whoever sent it (SIGTERM) ends this process too. warning: sent before the end (SIGUSR2), and this process may still be
 left alone. machine: this machine goes away at a time, and may be spared. hint: it may go, pause or move, nobody says when
-for certain (rebalance, freeze, live migration, far-off maintenance).
+for certain (rebalance, freeze, live migration, far-off maintenance). leave: a hint where `--on-rebalance leave` says not to wait
+whether it does.
 """
 
 DEFAULT_GRACE_S = 30.0

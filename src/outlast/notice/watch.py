@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from outlast._errors import ConfigError
 from outlast.notice.base import Notice, NoticeSource
 from outlast.notice.command import CommandMetadata, arguments
 from outlast.notice.detect import metadata_sources
@@ -40,11 +41,13 @@ class Changes:
 class Watch:
     """All sources of this machine, polled together; remembers what they said until `forget_settled`.
 
-    A notice that was cancelled takes only itself back: another source's stands.
+    A notice that was cancelled takes only itself back: another source's stands. Where hints are to be left on, they are told
+    as such.
     """
 
-    def __init__(self, sources: Sequence[NoticeSource]) -> None:
+    def __init__(self, sources: Sequence[NoticeSource], *, leaves_on_hints: bool = False) -> None:
         self._sources = tuple(sources)
+        self._leaves_on_hints = leaves_on_hints
         self._notices: dict[str, Notice] = {}
         self._heard_from: dict[str, NoticeSource] = {}
 
@@ -75,7 +78,9 @@ class Watch:
         for source in self._sources:
             polled = source.poll(now_s, now_utc)
             warnings += polled.warnings
-            for notice in polled.notices:
+            for told in polled.notices:
+                leaves = self._leaves_on_hints and told.kind == "hint"
+                notice = replace(told, kind="leave") if leaves else told
                 known = self._notices.get(notice.id)
                 if notice == known or (notice.cancelled and known is None):
                     continue
@@ -112,21 +117,35 @@ def watch_machine(env: Mapping[str, str]) -> Watch:
     """Watch everything that this machine offers: SIGTERM, SIGUSR2, its cloud's metadata service, and what is named.
 
     Named are `$OUTLAST_NOTICE_FILE` and `$OUTLAST_NOTICE_COMMAND`; `$OUTLAST_NOTICE` names the clouds in place of what the
-    machine says that it is. Called in the main thread.
+    machine says that it is, and `$OUTLAST_ON_REBALANCE` whether hints are left on. Called in the main thread.
 
     Raises:
         ConfigError: `$OUTLAST_GRACE_S` is no number of seconds, or `$OUTLAST_NOTICE` names a place that is not known,
-            or `$OUTLAST_NOTICE_COMMAND` leaves a quote open.
+            or `$OUTLAST_NOTICE_COMMAND` leaves a quote open, or `$OUTLAST_ON_REBALANCE` is neither save nor leave.
     """
     grace = grace_s(env)
     command = arguments(env)
+    leaves = leaves_on_hints(env)
     sources = metadata_sources(env)
     if command:
         sources.append(ThreadedSource(CommandMetadata(command)))
     if env.get("OUTLAST_NOTICE_FILE"):
         sources.append(FileSource(Path(env["OUTLAST_NOTICE_FILE"]), grace))
     sources.append(SignalSource(tuple(KINDS), grace))
-    return Watch(sources)
+    return Watch(sources, leaves_on_hints=leaves)
+
+
+def leaves_on_hints(env: Mapping[str, str]) -> bool:
+    """Whether `$OUTLAST_ON_REBALANCE` is leave; save if not given.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    said = env.get("OUTLAST_ON_REBALANCE") or "save"
+    if said not in ("save", "leave"):
+        msg = f"OUTLAST_ON_REBALANCE is {said!r}; expected save (save once and train on) or leave (save, and end with 75)"
+        raise ConfigError(msg)
+    return said == "leave"
 
 
 def _urgency(notice: Notice) -> float:

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from outlast.policy.giving_way import MARGIN
 from outlast.policy.memory import amount
 
-Kind: TypeAlias = Literal["signal", "warning", "machine", "hint"]
+Kind: TypeAlias = Literal["signal", "warning", "machine", "hint", "leave"]
 """What a notice announces: see `notice/base.py`."""
 
 What: TypeAlias = Literal["snapshot", "flush", "finish", "keep"]
@@ -113,7 +113,7 @@ def leave_s(
     """When the trainer is told to leave, in the clock of `deadline_s`: minus infinity is at once, infinity never.
 
     A machine that may be spared trains on until the latest safe leave, once a save was measured. Who sends a signal ends
-    this process too, so it leaves after its first save; a hint alone ends nothing.
+    this process too, so it leaves after its first save, and so does one that is to leave on a hint; else a hint ends nothing.
 
     Args:
         kind: of the notice.

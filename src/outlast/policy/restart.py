@@ -34,12 +34,12 @@ class StandingNotice:
 
     Attributes:
         kind: "signal" (SIGTERM: whoever sent it ends this process too), "warning" or "machine" (the machine may go away),
-            or "hint" (nothing follows from it here).
+            "hint" (nothing follows from it here), or "leave" (a hint that is not waited out).
         cancelled: it was taken back.
         past_deadline_s: seconds since its deadline, negative before it; None if it named none.
     """
 
-    kind: Literal["signal", "warning", "machine", "hint"]
+    kind: Literal["signal", "warning", "machine", "hint", "leave"]
     cancelled: bool
     past_deadline_s: float | None
 
@@ -108,8 +108,8 @@ def decide(outcome: Outcome, jitter: float = 0.0) -> Action:
 
     The table of exit codes, read from the top. A SIGTERM ends everything that would be started again: the machine,
     or the job, is going, so a failure in its course (workers die first, the script fails on its loader) is no fault
-    of the script. A notice for the machine is waited out, since a relaunch on a machine that goes away is lost. A hint is
-    not: nobody says that anything comes of it.
+    of the script. A hint that is to be left on ends it as well. A notice for the machine is waited out, since a relaunch on a machine that goes away is lost. Any other
+    hint is not: nobody says that anything comes of it.
 
     Args:
         outcome: what happened.
@@ -121,6 +121,10 @@ def decide(outcome: Outcome, jitter: float = 0.0) -> Action:
         return End(code, _SAME[code])
     if any(notice.kind == "signal" and not notice.cancelled for notice in outcome.notices):
         return End(EXIT_PREEMPTED, "told to end by a signal: start the same command again, and it continues")
+    if any(notice.kind == "leave" and not notice.cancelled for notice in outcome.notices):
+        return End(
+            EXIT_PREEMPTED, "this machine may go away: start the same command on another, and it continues"
+        )
     outcome = replace(outcome, notices=tuple(n for n in outcome.notices if n.kind != "hint"))
     pending = [notice for notice in outcome.notices if not settled(notice)]
     if pending:
