@@ -21,7 +21,7 @@ from outlast.drill.metadata import (
 from outlast.notice.aws import AwsMetadata
 from outlast.notice.azure import AzureMetadata
 from outlast.notice.base import Notice, Polled
-from outlast.notice.threaded import NotHere, ThreadedSource
+from outlast.notice.threaded import NotHere, ThreadedSource, pause_after_s
 from outlast.notice.transport import HttpTransport
 from outlast.notice.watch import Watch
 
@@ -146,3 +146,12 @@ def test_what_is_acknowledged_has_been_told_when_the_call_returns():
             assert service.acknowledged == ["E-1"]
         finally:
             watch.close()
+
+
+def test_a_service_that_stumbles_is_asked_as_often_as_before_and_one_that_is_down_less():
+    """A notice of 30 s is not heard if two answers that failed mean waiting for seconds."""
+    pauses = [pause_after_s(0.5, failed) for failed in range(40)]
+    assert pauses[:11] == [0.5] * 11
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 5.0
+    assert pause_after_s(60.0, 30) == 60.0

@@ -27,13 +27,13 @@ CANCELLED_AFTER_S = 60.0
 SPARING: tuple[Fault, ...] = ("cancelled", "sibling")
 """What is announced so leaves this machine running."""
 DELAYS_S: Mapping[Fault, float] = {
-    "404": 3.0,
-    "500": 3.0,
-    "slow": 4.5,
+    "404": 1.5,
+    "500": 1.5,
+    "slow": 4.0,
     "token-expired": 1.0,
     "moved-earlier": 1.0,
 }
-"""By so much a fault keeps a notice from being heard: two answers of one poll a second, or of 1.5 s each."""
+"""By so much a fault keeps a notice from being heard: two answers that come twice a second, or take 1.5 s each."""
 
 
 class Moment(StrEnum):
@@ -101,6 +101,8 @@ def schedule_notices(seed: int, notices: Notices, undisturbed: Sequence[Line]) -
         low, high = (max(seconds, 0.1) for seconds in notices.warnings_s)
         warning_s = math.exp(draw.uniform(math.log(low), math.log(high)))
         faults: list[Fault] = [fault for fault, clouds in FAULTS.items() if source in clouds]
+        if source == "gcp":
+            faults.remove("cancelled")  # the end is so far off as the grace is, and that is short
         fault = draw.choice(faults) if notices.faults and faults and draw.random() < 1 / 2 else None
         at = int(draw.uniform(index, index + 1) * stretch) + 1
         warned = Warned(

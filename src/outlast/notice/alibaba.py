@@ -23,7 +23,7 @@ class AlibabaMetadata:
     """Asks for the time of release, with a token ("security hardening mode") where the service gives one."""
 
     name = "Alibaba Cloud"
-    pause_s = 1.0
+    pause_s = 0.5
 
     def __init__(self, transport: Transport, *, is_ecs: bool) -> None:
         self._transport = transport

@@ -20,7 +20,7 @@ class TencentMetadata:
     """Asks for the time at which this instance is taken back."""
 
     name = "Tencent Cloud"
-    pause_s = 1.0
+    pause_s = 0.5
 
     def __init__(self, transport: Transport, *, is_cvm: bool) -> None:
         self._transport = transport

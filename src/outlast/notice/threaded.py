@@ -16,7 +16,9 @@ from typing import Protocol
 from outlast.notice.base import Kind, Notice, Polled
 
 MAX_PAUSE_S = 5.0
-"""Between looks at a service that fails: rare enough to be no load, often enough for a notice of 30 s."""
+"""Between looks at a service that fails and fails: rare enough to be no load, often enough for a notice of 30 s."""
+PATIENT_LOOKS = 10
+"""So many failures in a row change no pause: a service that stumbles may tell of the end in its very next answer."""
 SAY_AGAIN_S = 600.0
 """A warning that still holds is said again after this long."""
 ACKNOWLEDGE_S = 3.0
@@ -55,6 +57,11 @@ class Metadata(Protocol):
 
     def close(self) -> None:
         """End a request that waits, and ask no more. May come from another thread, and again."""
+
+
+def pause_after_s(pause_s: float, failed: int) -> float:
+    """How long to wait until the next look, where `failed` in a row have failed."""
+    return min(pause_s * 2.0 ** min(max(failed - PATIENT_LOOKS, 0), 16), max(pause_s, MAX_PAUSE_S))
 
 
 class ThreadedSource:
@@ -115,20 +122,20 @@ class ThreadedSource:
             self._metadata.close()
 
     def _listen(self) -> None:
-        pause_s = self._metadata.pause_s
+        failed = 0
         while not self._closed:
             self._acknowledge_all()
             try:
                 polled = self._metadata.look(time.monotonic(), datetime.now(UTC))
-                pause_s = self._metadata.pause_s
+                failed = 0
             except NotHere as none:
                 self._report(Polled(warnings=(str(none),)))
                 return
             except Exception as error:  # a fault while listening must not end the training
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                failed += 1
                 polled = Polled(warnings=(f"{self._metadata.name} notices cannot be heard for now: {error}",))
             self._report(polled)
-            self._wanted.wait(pause_s)
+            self._wanted.wait(pause_after_s(self._metadata.pause_s, failed))
             self._wanted.clear()
 
     def _report(self, polled: Polled) -> None:
