@@ -56,3 +56,12 @@ class Keep(msgspec.Struct, frozen=True):
     every_s: float | None = None
     every_steps: int | None = None
     best: Best | None = None
+
+
+class Logged(msgspec.Struct, frozen=True, array_like=True):
+    """All metrics of one step; where a name was logged more than once, the last value counts."""
+
+    step: int
+    utc: str
+    """ISO 8601, of the last of them."""
+    values: dict[str, float]

@@ -39,6 +39,7 @@ from outlast.agent.protocol import (
     Saved,
     Snapshot,
     Taken,
+    ToldLogged,
     Welcome,
 )
 from outlast.agent.refilling import Refilling
@@ -70,6 +71,8 @@ class Link:
     Attributes:
         retake: set when a snapshot must be taken again; whoever does so resets it.
         newest_index: arena of the newest snapshot that became durable; None while none has.
+        heard: called, in the thread that listens, with a snapshot that has become durable, with what was logged, and with None
+            where a new agent has taken over.
     """
 
     def __init__(self, hello: Hello) -> None:
@@ -96,6 +99,7 @@ class Link:
         self._failure: OutlastError | None = None
         self.retake = False
         self.newest_index: int | None = None
+        self.heard: Callable[[Snapshot | ToldLogged | None], None] = lambda _: None
         self.page: ControlPage | None = None
         self.welcome: Welcome | None = None
 
@@ -264,6 +268,11 @@ class Link:
                 self._heard_until_s[source] = now + grace_s
             self._try_send(NoticeHeard(source=source, grace_s=grace_s))
 
+    def ask(self, message: Message) -> None:
+        """Send what the agent answers to `heard`; a new agent does not know of it."""
+        with self._lock:
+            self._try_send(message)
+
     def raise_if_lost(self) -> None:
         """Raise what ended the link, if no agent can be had any more."""
         if self._failure is not None:
@@ -312,6 +321,7 @@ class Link:
             except Closed:
                 if not self._reconnect():
                     return
+                self.heard(None)
                 continue
             if isinstance(message, EventsKept):
                 with self._lock:
@@ -327,6 +337,10 @@ class Link:
                     if snapshot is not None and message.checkpoint is not None:
                         self.newest_index = snapshot.index
                     self._answered(message)
+                if snapshot is not None and message.checkpoint is not None:
+                    self.heard(snapshot)
+            elif isinstance(message, ToldLogged):
+                self.heard(message)
 
     def _busy(self) -> set[int]:
         """Arenas in which something lies, or is being copied, that is still to be read."""

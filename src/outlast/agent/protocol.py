@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from outlast._types import Json, Keep, Reason
+from outlast._types import Json, Keep, Logged, Reason
 from outlast.checkpoint.manifest import ProcessId, TensorRecord
 from outlast.checkpoint.plan import Part
 
@@ -228,6 +228,26 @@ class EventsKept(Message, frozen=True):
     count: int
 
 
+class ReadLogged(Message, frozen=True):
+    """Trainer: what was logged at steps over `after`, up to `upto`, on the way to where this attempt is now.
+
+    `reader`: who asks; it goes on where its last answer ended at no cost.
+    """
+
+    reader: int
+    after: int
+    upto: int
+
+
+class ToldLogged(Message, frozen=True):
+    """Agent: the next steps of that, in order. `more`: ask again after the last of them. `error`: they could not be read."""
+
+    reader: int
+    steps: tuple[Logged, ...]
+    more: bool
+    error: str | None
+
+
 class NoticeHeard(Message, frozen=True):
     """Trainer: a signal reached this process (and perhaps not the agent)."""
 
@@ -257,6 +277,8 @@ AnyMessage = (
     | Saved
     | Events
     | EventsKept
+    | ReadLogged
+    | ToldLogged
     | NoticeHeard
     | Bye
 )

@@ -31,6 +31,7 @@ from outlast.agent.protocol import (
     Hello,
     NoticeHeard,
     Read,
+    ReadLogged,
     Refuse,
     Saved,
     Snapshot,
@@ -39,6 +40,7 @@ from outlast.agent.protocol import (
 )
 from outlast.agent.rereading import Rereading
 from outlast.agent.retain import Retention
+from outlast.agent.retelling import Retelling
 from outlast.agent.tasks import Hooks, Newest, Task
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.events import EventLog
@@ -67,6 +69,7 @@ class Claimed:
     retention: Retention
     heartbeat: Heartbeat
     heed: Heed
+    retelling: Retelling
     started_s: float = field(default_factory=time.monotonic)
 
 
@@ -286,7 +289,8 @@ class Session:
         )
         heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
         heed = Heed(page, persister, retention, say=self._say, note=self._record)
-        claimed = Claimed(hello, store, record, events, page, persister, retention, heartbeat, heed)
+        retelling = Retelling(store, record, hello.rank, send=self._wire.send, say=self._say)
+        claimed = Claimed(hello, store, record, events, page, persister, retention, heartbeat, heed, retelling)
         with self._lock:
             self.claimed = claimed
             notices = self._notices
@@ -327,6 +331,8 @@ class Session:
             case Taken():
                 if self._rereading is not None and self._rereading.take_back(message):
                     self._stop_reading()
+            case ReadLogged():
+                claimed.retelling.answer(message)
             case Events():
                 for record in message.records:
                     if record.get("kind") == "exception":
