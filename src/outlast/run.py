@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +32,7 @@ from outlast.trainer.metrics import as_number
 from outlast.trainer.resume import open_run
 from outlast.trainer.room import module_bytes, refuse_without_room
 from outlast.trainer.signals import Signals
+from outlast.trainer.tracker import TrackedRun, Tracker
 from outlast.trainer.vars import release_vars
 
 _active: list[Run] = []
@@ -162,6 +163,9 @@ class Run:
         )
         self.vars = self._loop.vars
         self._keeper = self._loop.keeper
+        self._tracked = TrackedRun(
+            link.welcome.run_id, offer.url.rstrip("/").rpartition("/")[2], self.attempt
+        )
         _active.append(self)
         atexit.register(self._at_exit)
         signals.tell(link.notice)
@@ -255,7 +259,31 @@ class Run:
         """Record metrics of the present step; they are durable before the checkpoint of a later step is."""
         values = {name: as_number(name, value) for name, value in metrics.items()}
         self._keeper.log(values)
+        self._keeper.tracking.log(self.step, values)
         self._keeper.record(kind="metrics", attempt=self.attempt, step=self.step, values=values)
+
+    def track(self, *trackers: Tracker) -> None:
+        """Show what `log` records in these as well, each step once it is durable; to be called before anything is logged.
+
+        A tracker that fails or hangs costs neither training nor saving anything. See docs/trackers.md.
+        """
+        for tracker in trackers:
+            if not all(callable(getattr(tracker, name, None)) for name in ("open", "write", "close")):
+                msg = (
+                    f"run.track({tracker!r}): expected a tracker, such as outlast.integrations.wandb.WandB(...), "
+                    "or an object with open, write and close of your own"
+                )
+                raise ConfigError(msg)
+        if not self._keeper.tracking.may_add:
+            msg = "run.track() came after run.log(): put it right after outlast.Run(...), so that the tracker misses nothing"
+            raise ConfigError(msg)
+        for tracker in trackers:
+            self._keeper.tracking.add(
+                tracker,
+                self._tracked,
+                self.step if self.resumed else None,
+                lambda: _first_at_exit(self._at_exit),
+            )
 
     def should_stop(self) -> bool:
         """Whether this machine goes away or Ctrl-C came: long evaluation may ask, and return early.
@@ -330,3 +358,9 @@ class Run:
             except (OutlastError, SystemExit) as error:
                 say(f"the save that was asked for at step {self.step} is not durable: {error}")
         self._keeper.close(self.attempt, self.step)
+
+
+def _first_at_exit(hook: Callable[[], None]) -> None:
+    """Call it before what a tracker's package has registered, which may hang."""
+    atexit.unregister(hook)
+    atexit.register(hook)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -29,6 +33,46 @@ def ended_by() -> str | None:
 def tail_resumed(epoch: int | None) -> None:
     """Epoch `epoch` is entered with no batches left; None: its tail is over."""
     _tail_resumed[:] = [] if epoch is None else [epoch]
+
+
+def flush_logging() -> threading.Thread:
+    """Begin to flush the handlers of every logger; in a daemon thread, since one of them may wait for a network."""
+
+    def flush() -> None:
+        loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
+        for handler in {
+            h for logger in loggers if isinstance(logger, logging.Logger) for h in logger.handlers
+        }:
+            try:
+                handler.flush()
+            except Exception as error:  # one handler's fault is not the others'
+                say(f"warning: what was logged through {handler!r} is not flushed: {error}")
+
+    thread = threading.Thread(target=flush, name="outlast-logging", daemon=True)
+    thread.start()
+    return thread
+
+
+def exit_by(at_s: float, code: int, last: Callable[[], None]) -> None:
+    """End this process at `at_s` (monotonic) with `code`, unless it has ended before, whatever still runs in it.
+
+    Args:
+        at_s: when.
+        code: its exit code.
+        last: called before, in a thread of its own.
+    """
+
+    def end() -> None:
+        time.sleep(max(at_s - time.monotonic(), 0.0))
+        last()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody is listening any more
+        os._exit(code)
+
+    threading.Thread(target=end, name="outlast-exit", daemon=True).start()
 
 
 def watch_exceptions() -> None:

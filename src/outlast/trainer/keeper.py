@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NoReturn
 
 from outlast._config import Saving
-from outlast._errors import EXIT_INTERRUPTED, Preempted, StoreError, Superseded
+from outlast._errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_SUPERSEDED,
+    Preempted,
+    StoreError,
+    Superseded,
+)
 from outlast._say import say
 from outlast._types import Json, Reason
 from outlast.agent.claim import utc_now
@@ -17,16 +25,25 @@ from outlast.agent.link import Link
 from outlast.agent.protocol import Ending
 from outlast.state.table import TensorTable
 from outlast.trainer.best import BestSoFar
-from outlast.trainer.ending import ended_by
+from outlast.trainer.ending import ended_by, exit_by, flush_logging
 from outlast.trainer.frozen import Stored
 from outlast.trainer.overlapping import Overlapping
 from outlast.trainer.saver import RETAKES, Order, Saver, Whole
 from outlast.trainer.signals import Signals
+from outlast.trainer.tracking import Tracking
 
 _FLUSH_NS = 1e9
 """Metrics travel to the agent at least every second."""
 _HELD_LOOK_S = 0.1
 """Between looks at a store that is waited for."""
+_TRACKERS_S = 10.0
+"""How long trackers and logs are waited for once the state is durable, where nothing hurries."""
+_TRACKERS_LEAVING_S = 5.0
+"""The same where this machine goes away at a known time."""
+_TRACKERS_FINISHED_S = 60.0
+"""The same at the end of a run that is finished: nobody starts it again to catch up."""
+_EXIT_S = 0.5
+"""Left before a deadline, for the process to end."""
 _STOP, _INTERRUPTS, _BATCHES = int(Word.STOP), int(Word.INTERRUPTS), int(Word.BATCHES)
 _EMERGENCIES = int(Word.EMERGENCIES)
 _STEPS, _SAFE_NS, _SAFE_BATCHES = int(Word.STEPS), int(Word.SAFE_POINT_NS), int(Word.SAFE_POINT_BATCHES)
@@ -47,6 +64,7 @@ class Keeper:
     Attributes:
         best: the best value so far of the metric that `keep_best` names.
         due_next: whether the next safe point may save, so that what only a save needs is recorded from here on.
+        tracking: hands what is logged to trackers.
     """
 
     def __init__(
@@ -64,6 +82,8 @@ class Keeper:
         self._saver = Saver(link, saving, gather, self._deadline_s, stored, overlapping=overlapping)
         self._on_loss = saving.on_loss
         self.best = BestSoFar(saving.best)
+        self.tracking = Tracking(link.ask)
+        link.heard = self.tracking.heard
         self._signals = signals
         self._saved_as = saved_as
         self._changed = False
@@ -77,6 +97,8 @@ class Keeper:
         self.due_next = True
         self._ending: Ending = "ended"
         self._closed = self._give_up = False
+        self._trackers_over = False
+        self._closing = threading.Lock()
         self._left: SystemExit | None = None
 
     @property
@@ -206,6 +228,7 @@ class Keeper:
         self._superseded_if_so(f"leaving at epoch {epoch}, step {step}")
         preempted = not (self._signals.interrupted or self.page[Word.INTERRUPTS]) or self._signals.stop
         self._ending = "preempted" if preempted else "interrupted"
+        self.tracking.hold()
         number = self._held if cut else self._saver.last_number
         if not cut and (self._changed or (number is None and self._saved_as is None)):
             reason = Reason.EMERGENCY if preempted else Reason.USER
@@ -218,9 +241,10 @@ class Keeper:
             # What Ctrl-C finds held becomes durable as the script ends, which waits for it.
             waits = number is not None and (preempted or not cut)
             saved = not waits or self._wait_saved(number, step, "the last save is durable", again=not cut)
-        self._signals.at_once = True
         told = f"step {step} is durable" if saved else f"step {step} did not become durable in time"
         say(f"leaving at epoch {epoch}: {told}")
+        self._finish_outside(step, EXIT_PREEMPTED if preempted else EXIT_INTERRUPTED)
+        self._signals.at_once = True
         self._depart(Preempted(told) if preempted else SystemExit(EXIT_INTERRUPTED))
 
     def finish(self, step: int) -> None:
@@ -250,9 +274,12 @@ class Keeper:
 
     def close(self, attempt: int, step: int) -> None:
         """The process ends: say so, and wait until what is complete is durable."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._close(attempt, step)
+
+    def _close(self, attempt: int, step: int) -> None:
         self._signals.at_once = False  # the script ends anyway, and what is complete is waited for
         exception = ended_by()
         if exception is not None:
@@ -264,12 +291,21 @@ class Keeper:
                 "last save is not durable. Let the loop end by itself (run.epochs(n), run.batches(..., steps=n), "
                 "run.steps(n)), or call run.save() after it"
             )
-        if not (self._signals.abandon or self._give_up):
-            self._saver.finish()
-            self._link.close(self._ending)
+        if self._signals.abandon or self._give_up:
+            return
+        if self._ending == "finished" or (self._saved_as == "finished" and not self._changed):
+            self._finish_trackers(
+                _TRACKERS_FINISHED_S, final=True
+            )  # all is durable, and the agent still reads back
+        self._saver.finish()
+        self.tracking.cut()
+        self._link.close(self._ending)
+        self._finish_trackers(_TRACKERS_S)
 
     def _take_due(self, order: Order) -> bool:
         asked = self.page[Word.EMERGENCIES]
+        if order.reason is Reason.EMERGENCY:
+            self.tracking.hold()
         if self._saver.take(order, in_loop=True) is None:
             return False
         self._changed = False
@@ -315,6 +351,7 @@ class Keeper:
         self._ending = "preempted"
         msg = f"step {step} did not become durable in time"
         say(msg)
+        self._finish_outside(step, EXIT_PREEMPTED)
         self._depart(Preempted(msg))
 
     def _superseded_if_so(self, what: str) -> None:
@@ -322,7 +359,42 @@ class Keeper:
             self._ending = "superseded"
             msg = f"{what}: a newer attempt has taken over"
             say(msg)
+            self._finish_outside(self.page[Word.STEPS], EXIT_SUPERSEDED)
             self._depart(Superseded(msg))
+
+    def _finish_outside(self, step: int, code: int) -> None:
+        """All that could be saved is: trackers and logs have a bounded time, then this process ends whatever they do."""
+        logs = flush_logging()
+        in_time = self._finish_trackers(_TRACKERS_S)
+        now = time.monotonic()
+        logs.join(max(self._outside_until_s(now, _EXIT_S) - now, _EXIT_S / 10))
+        if not in_time or logs.is_alive():
+            welcome = self._link.welcome
+            assert welcome is not None
+            at_s = max(self._outside_until_s(now, _TRACKERS_LEAVING_S), time.monotonic() + _EXIT_S)
+            exit_by(at_s, code, lambda: self.close(welcome.attempt, step))
+
+    def _finish_trackers(self, most_s: float, *, final: bool = False) -> bool:
+        """Let the trackers take what counts, once; whether they have."""
+        if self._trackers_over or not self.tracking.is_used:
+            return True
+        self._trackers_over = True
+        began_s = time.monotonic()
+        late = self.tracking.finish(self._ending, lambda: self._outside_until_s(began_s, most_s), final=final)
+        if late:
+            took_s = time.monotonic() - began_s
+            say(
+                f"warning: {', '.join(late)}: not done {took_s:.1f} s after the save; this process does not wait any longer. "
+                "What is lacking there is caught up at the next start"
+            )
+        return not late
+
+    def _outside_until_s(self, began_s: float, most_s: float) -> float:
+        """Monotonic time until which something outside may take from the last seconds."""
+        deadline = self._deadline_s()
+        return (
+            began_s + most_s if deadline is None else min(began_s + _TRACKERS_LEAVING_S, deadline - _EXIT_S)
+        )
 
     def _depart(self, how: SystemExit) -> NoReturn:
         self._left = how
