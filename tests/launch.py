@@ -135,6 +135,7 @@ class Lab:
             "OUTLAST_STORE": str(self.folder / "store"),
             "OUTLAST_SAVE_EVERY": "1000000 steps",
             "OUTLAST_PREEMPTIBLE": "0",
+            "OUTLAST_GRACE_S": "30",  # in a container as anywhere
             "T_NAME": "run",
         }
 

@@ -20,7 +20,7 @@ from outlast._types import Guarantee
 from outlast.agent.link import Link
 from outlast.agent.protocol import PROTOCOL, Hello
 from outlast.data.source import Source
-from outlast.notice.signals import grace_s
+from outlast.notice.grace import grace_s
 from outlast.state.capture import check_states
 from outlast.state.settings import describe
 from outlast.state.steps import StepWatch

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from outlast import ConfigError
-from outlast.notice.signals import SignalSource, grace_s
+from outlast.notice.signals import SignalSource
 
 NOW_UTC = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 
@@ -70,16 +69,3 @@ def test_closing_puts_the_handlers_back():
     assert signal.getsignal(signal.SIGTERM) != before
     source.close()
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_the_grace_time_comes_from_the_environment():
-    """30 s where nothing is said."""
-    assert grace_s({}) == 30.0
-    assert grace_s({"OUTLAST_GRACE_S": "110.5"}) == 110.5
-
-
-@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", "30s"])
-def test_a_wrong_grace_time_is_refused(text):
-    """A misread grace time would be a lost save."""
-    with pytest.raises(ConfigError, match="OUTLAST_GRACE_S"):
-        grace_s({"OUTLAST_GRACE_S": text})

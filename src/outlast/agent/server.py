@@ -39,6 +39,8 @@ class Loop:
         self._alarmed: dict[str, float] = {}
         self._alarm_at_s = time.monotonic() + ALARM_EVERY_S
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        if watch.says:
+            say(watch.says)
 
     @property
     def notices(self) -> tuple[Notice, ...]:

@@ -11,7 +11,7 @@ from outlast.notice.aws import AwsMetadata
 from outlast.notice.azure import AzureMetadata
 from outlast.notice.base import DEFAULT_GRACE_S, NoticeSource
 from outlast.notice.gcp import MAINTENANCE, PREEMPTED, GcpMetadata
-from outlast.notice.signals import grace_s
+from outlast.notice.grace import grace_s
 from outlast.notice.tencent import TencentMetadata
 from outlast.notice.threaded import Metadata, ThreadedSource
 from outlast.notice.transport import HttpTransport
@@ -19,6 +19,14 @@ from outlast.notice.transport import HttpTransport
 DMI = Path("/sys/class/dmi/id")
 AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
 """The asset tag of every Azure machine; other Hyper-V machines have the same vendor."""
+NAMES = {
+    "aws": "AWS",
+    "gcp": "Google Cloud",
+    "azure": "Azure",
+    "alibaba": "Alibaba Cloud",
+    "tencent": "Tencent Cloud",
+}
+"""As people write them."""
 BY_SIGNAL = ("signals", "slurm")
 """Places whose notices are signals, which are always heard: their names only say that no metadata service is asked."""
 
@@ -62,15 +70,24 @@ def metadata_sources(env: Mapping[str, str], dmi: Path = DMI) -> list[NoticeSour
         ConfigError: `$OUTLAST_NOTICE` names a place that is not known.
     """
     here = place(dmi)
-    given = env.get("OUTLAST_NOTICE", "")
-    names = parse_names(given) if given.strip() else (here,) if here else ()
     given_s = grace_s(env) if env.get("OUTLAST_GRACE_S") else DEFAULT_GRACE_S
     return [
         ThreadedSource(metadata)
-        for name in dict.fromkeys(names)
-        if name in _MAKERS
+        for name in clouds(env, dmi)
         for metadata in _MAKERS[name](address(name, env), name == here, given_s)
     ]
+
+
+def clouds(env: Mapping[str, str], dmi: Path = DMI) -> tuple[str, ...]:
+    """The clouds whose metadata service is asked: those that `$OUTLAST_NOTICE` names, else the machine's own.
+
+    Raises:
+        ConfigError: `$OUTLAST_NOTICE` names a place that is not known.
+    """
+    here = place(dmi)
+    given = env.get("OUTLAST_NOTICE", "")
+    names = parse_names(given) if given.strip() else (here,) if here else ()
+    return tuple(name for name in dict.fromkeys(names) if name in _MAKERS)
 
 
 def address(cloud: str, env: Mapping[str, str]) -> str:

@@ -5,36 +5,13 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import FrameType
 
-from outlast._errors import ConfigError
-from outlast.notice.base import DEFAULT_GRACE_S, Kind, Notice, Polled
+from outlast.notice.base import Kind, Notice, Polled
 
 KINDS: dict[signal.Signals, Kind] = {signal.SIGTERM: "signal", signal.SIGUSR2: "warning"}
 """SIGUSR2 is the warning that comes before (`sbatch --signal=B:USR2@120`): the job may still be left alone."""
-
-
-def grace_s(env: Mapping[str, str]) -> float:
-    """Seconds from a signal to the end: `$OUTLAST_GRACE_S`, else 30.
-
-    Raises:
-        ConfigError: it is no number of seconds.
-    """
-    text = env.get("OUTLAST_GRACE_S", "")
-    if not text:
-        return DEFAULT_GRACE_S
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        msg = (
-            f"OUTLAST_GRACE_S is {text!r}; expected seconds between SIGTERM and SIGKILL, such as 30 or 110.5"
-        )
-        raise ConfigError(msg)
-    return seconds
 
 
 class SignalSource:

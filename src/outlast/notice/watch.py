@@ -11,9 +11,10 @@ from pathlib import Path
 from outlast._errors import ConfigError
 from outlast.notice.base import Notice, NoticeSource
 from outlast.notice.command import CommandMetadata, arguments
-from outlast.notice.detect import metadata_sources
+from outlast.notice.detect import NAMES, clouds, metadata_sources
 from outlast.notice.file import FileSource
-from outlast.notice.signals import KINDS, SignalSource, grace_s
+from outlast.notice.grace import Grace, grace, system
+from outlast.notice.signals import KINDS, SignalSource
 from outlast.notice.threaded import ThreadedSource
 from outlast.policy.restart import StandingNotice, settled
 
@@ -43,9 +44,15 @@ class Watch:
 
     A notice that was cancelled takes only itself back: another source's stands. Where hints are to be left on, they are told
     as such.
+
+    Attributes:
+        says: a line for whoever starts it: what is listened to.
     """
 
-    def __init__(self, sources: Sequence[NoticeSource], *, leaves_on_hints: bool = False) -> None:
+    def __init__(
+        self, sources: Sequence[NoticeSource], *, says: str = "", leaves_on_hints: bool = False
+    ) -> None:
+        self.says = says
         self._sources = tuple(sources)
         self._leaves_on_hints = leaves_on_hints
         self._notices: dict[str, Notice] = {}
@@ -123,16 +130,16 @@ def watch_machine(env: Mapping[str, str]) -> Watch:
         ConfigError: `$OUTLAST_GRACE_S` is no number of seconds, or `$OUTLAST_NOTICE` names a place that is not known,
             or `$OUTLAST_NOTICE_COMMAND` leaves a quote open, or `$OUTLAST_ON_REBALANCE` is neither save nor leave.
     """
-    grace = grace_s(env)
+    leaves = grace(env)
     command = arguments(env)
-    leaves = leaves_on_hints(env)
+    on_hints = leaves_on_hints(env)
     sources = metadata_sources(env)
     if command:
         sources.append(ThreadedSource(CommandMetadata(command)))
     if env.get("OUTLAST_NOTICE_FILE"):
-        sources.append(FileSource(Path(env["OUTLAST_NOTICE_FILE"]), grace))
-    sources.append(SignalSource(tuple(KINDS), grace))
-    return Watch(sources, leaves_on_hints=leaves)
+        sources.append(FileSource(Path(env["OUTLAST_NOTICE_FILE"]), leaves.seconds))
+    sources.append(SignalSource(tuple(KINDS), leaves.seconds))
+    return Watch(sources, says=_listening(env, leaves), leaves_on_hints=on_hints)
 
 
 def leaves_on_hints(env: Mapping[str, str]) -> bool:
@@ -146,6 +153,22 @@ def leaves_on_hints(env: Mapping[str, str]) -> bool:
         msg = f"OUTLAST_ON_REBALANCE is {said!r}; expected save (save once and train on) or leave (save, and end with 75)"
         raise ConfigError(msg)
     return said == "leave"
+
+
+def _listening(env: Mapping[str, str], leaves: Grace) -> str:
+    """Such as "notices are heard from AWS and signals, under Slurm; grace 30 s: ...".
+
+    A place that turns out not to be here is said later, by its source.
+    """
+    told = [NAMES[cloud] for cloud in clouds(env)]
+    if env.get("OUTLAST_NOTICE_FILE"):
+        told.append("the notice file")
+    if env.get("OUTLAST_NOTICE_COMMAND"):
+        told.append("the notice command")
+    by = f"{', '.join(told)} and signals" if told else "signals"
+    runs = system(env)
+    under = f", under {runs}" if runs else ""
+    return f"notices are heard from {by}{under}; grace {leaves.seconds:g} s: {leaves.why}"
 
 
 def _urgency(notice: Notice) -> float:
