@@ -19,6 +19,7 @@ from outlast._say import say
 from outlast._types import Guarantee
 from outlast.agent.link import Link
 from outlast.agent.protocol import PROTOCOL, Hello
+from outlast.agent.tee import print_by_lines
 from outlast.data.source import Source
 from outlast.notice.grace import grace_s
 from outlast.state.capture import check_states
@@ -96,6 +97,7 @@ class Run:
         **state: Any,
     ) -> None:
         watch_exceptions()
+        print_by_lines(os.environ)
         _config.reject_unavailable(max_lost_work=max_lost_work)
         if _active:
             msg = (

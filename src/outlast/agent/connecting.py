@@ -10,6 +10,7 @@ import sys
 from outlast import _errors
 from outlast._errors import AgentLost, OutlastError
 from outlast.agent.protocol import Message, Refuse
+from outlast.agent.tee import handed_down
 from outlast.agent.wire import Wire, peer_is_me
 
 
@@ -34,7 +35,7 @@ def start_agent() -> tuple[Wire, subprocess.Popen[bytes]]:
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "outlast.agent", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), *handed_down(os.environ)),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

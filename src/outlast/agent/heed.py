@@ -20,6 +20,9 @@ POINTS_KEPT = 50
 """Of so many last looks at safe points the slowest step is the one that is reckoned with."""
 LATE_STEPS = 2
 """A step that takes so often as long as the slowest of the last ones may not end."""
+AWAITED_S = 10.0
+"""So long after a notice its save may still begin, for the trainer to reach a safe point; what it prints is of use to whoever looks for why
+it does not."""
 QUIET_S = 600.0
 """Nothing is deleted and nothing written in full in the last minutes before a deadline. A machine that goes next week must not
 fill its store until then."""
@@ -108,6 +111,14 @@ class Heed:
     def is_leaving(self) -> bool:
         """Whether the trainer is told to leave."""
         return self._leaving
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save for a notice is written or expected, so that nothing else is to go to the store. Thread-safe."""
+        awaited_s = time.monotonic() - AWAITED_S
+        with self._lock:
+            is_awaited = any(not h.durable and h.since_s > awaited_s for h in self._heeded.values())
+            return self._quiet and (is_awaited or self._persister.measured().in_flight_bytes is not None)
 
     @property
     def served(self) -> tuple[str, ...]:

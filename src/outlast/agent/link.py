@@ -6,6 +6,7 @@ No torch here: tensors are copied into arenas by `snapshot/stager.py`, this move
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import threading
 import time
@@ -43,6 +44,7 @@ from outlast.agent.protocol import (
     Welcome,
 )
 from outlast.agent.refilling import Refilling
+from outlast.agent.tee import give_back
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.plan import Part
 from outlast.snapshot.arena import Arena
@@ -298,6 +300,7 @@ class Link:
             )
         if self._own_agent is not None:
             self._own_agent.wait()
+            give_back(os.environ)
 
     def _wait(self, done: Callable[[], bool], deadline_s: Callable[[], float | None], why: str) -> None:
         """Wait, with the lock, until `done()` or the deadline; whoever watches is told what is waited for."""
@@ -417,6 +420,7 @@ class Link:
             self._changed.notify_all()
 
     def _fail(self, error: OutlastError) -> bool:
+        give_back(os.environ)
         with self._changed:
             self._failure = error
             self._wire = None

@@ -20,6 +20,7 @@ from outlast.agent.ledger import Ledger
 from outlast.agent.opening import Opening
 from outlast.agent.persist import Persister
 from outlast.agent.place import open_place
+from outlast.agent.printed import Printed
 from outlast.agent.protocol import (
     PROTOCOL,
     ArenaMessage,
@@ -93,6 +94,7 @@ class Session:
         waits: Waits | None = None,
         outlived: Newest | None = None,
         held: Collection[str] = (),
+        printed: Printed | None = None,
     ) -> None:
         self._wire = wire
         self._say = say
@@ -101,6 +103,7 @@ class Session:
         self._waits = waits or Waits()
         self._outlived = outlived
         self._held = held
+        self._printed = printed
         self._rereading: Rereading | None = None
         self._arenas: dict[int, Arena] = {}
         self._lock = threading.Lock()
@@ -296,6 +299,8 @@ class Session:
             notices = self._notices
         page[Word.INTERRUPTS] = self._interrupts
         heed.look(notices)
+        if self._printed is not None:
+            self._printed.claimed(store, record, hello.rank, may_put=lambda: not heed.is_saving)
         if hello.rejoin is None:
             self._record("attempt", host=record.trainer.host, pid=record.trainer.pid)
         retention.start(persister.in_use)

@@ -19,9 +19,11 @@ from outlast.agent.requeue import batch_job, requeue
 from outlast.agent.server import Loop
 from outlast.agent.session import Session
 from outlast.agent.tasks import Newest
+from outlast.agent.tee import FLUSH_S, Outlets, open_outlets
 from outlast.agent.wire import Wire, peer_is_me
 from outlast.notice.base import Notice
 from outlast.notice.watch import watch_machine
+from outlast.policy.emergency import EXIT_S
 from outlast.policy.restart import (
     MAX_RESTARTS,
     STORE_WAIT_S,
@@ -104,6 +106,9 @@ def supervise(
         env["OUTLAST_RESUME"] = resume
     if take_over:
         env["OUTLAST_TAKE_OVER"] = "1"
+    outlets = open_outlets(os.environ)
+    if outlets is not None:
+        env |= outlets.env
     loop = Loop(watch_machine(os.environ))
     interrupts = _Interrupts()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -113,7 +118,9 @@ def supervise(
     job = batch_job(os.environ, os.getpid())
     try:
         while True:
-            ended = _launch(command, env, listener, loop, interrupts=interrupts, history=history)
+            ended = _launch(
+                command, env, listener, loop, interrupts=interrupts, history=history, outlets=outlets
+            )
             env.pop("OUTLAST_TAKE_OVER", None)  # once: what this launch has started is its own from now on
             code = _what_next(
                 ended,
@@ -170,10 +177,17 @@ def _launch(
     *,
     interrupts: _Interrupts,
     history: _History,
+    outlets: Outlets | None,
 ) -> _Ended:
-    """Start the script once, serve it until it has ended and what it handed over is durable."""
+    """Start the script once, serve it until it has ended and what it handed over is durable; then what it printed."""
     try:
-        child = subprocess.Popen(list(command), env=env)
+        child = subprocess.Popen(
+            list(command),
+            env=env,
+            stdout=outlets.stdout if outlets is not None else None,
+            stderr=outlets.stderr if outlets is not None else None,
+            pass_fds=outlets.inherited if outlets is not None else (),
+        )
     except OSError as error:
         msg = f"cannot start {command[0]!r}: {error.strerror}. Give the command after --: outlast run -- python train.py"
         raise ConfigError(msg) from error
@@ -189,15 +203,18 @@ def _launch(
         while child.poll() is None:
             loop.wait(session, (listener.fileno(), pidfd), interrupted)
             interrupts.take()
-            session = _accept(listener, session, loop, history)
+            session = _accept(listener, session, loop, history, outlets)
             if interrupts.count and session is not None:
                 session.interrupt()
     finally:
         os.close(pidfd)
+    if session is not None:
+        session.trainer_gone()
+        loop.wait(session, (), lambda: session.done.is_set() or interrupts.insists)
+    if outlets is not None:
+        outlets.tee.end(_left_s(loop, interrupts))
     if session is None:
         return _Ended(child.returncode, None, None, 0)
-    session.trainer_gone()
-    loop.wait(session, (), lambda: session.done.is_set() or interrupts.insists)
     claimed = session.claimed
     durable = claimed.persister.durable if claimed else None
     attempt = claimed.record.attempt if claimed else 0
@@ -207,6 +224,13 @@ def _launch(
         history.remember(session)
     code = child.returncode or _TOLD_TO_LEAVE.get(session.outcome, 0)
     return _Ended(code, exception, durable.name if durable else None, attempt)
+
+
+def _left_s(loop: Loop, interrupts: _Interrupts) -> float:
+    """How long the store is waited for with the last of what the script has printed, its state being durable."""
+    deadlines = [notice.deadline_s for notice in loop.standing if notice.deadline_s is not None]
+    left_s = min(deadlines, default=math.inf) - time.monotonic() - EXIT_S
+    return 0.0 if interrupts.insists else max(min(left_s, FLUSH_S), EXIT_S)
 
 
 class _Unheard:
@@ -233,7 +257,11 @@ def _came(loop: Loop, interrupts: _Interrupts) -> list[signal.Signals]:
 
 
 def _accept(
-    listener: socket.socket, session: Session | None, loop: Loop, history: _History
+    listener: socket.socket,
+    session: Session | None,
+    loop: Loop,
+    history: _History,
+    outlets: Outlets | None,
 ) -> Session | None:
     """Take the trainer's connection. While one is served another gets none, and starts an agent of its own.
 
@@ -257,6 +285,7 @@ def _accept(
         wake=loop.wake,
         outlived=newest,
         held=frozenset(history.held),
+        printed=outlets.tee.printed if outlets is not None else None,
     )
 
 

@@ -40,7 +40,7 @@ FOREIGN_NAMED = 3
 """How many foreign objects an error names."""
 
 _CHOOSE = "Choose a place of the run's own, which may not exist yet."
-_OURS = ("attempts/", "checkpoints/", "segments/", "events/", "pins/")
+_OURS = ("attempts/", "checkpoints/", "segments/", "events/", "output/", "pins/")
 _TOLERATED = (".", "probe/", "lost+found/", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN/")
 """Left by file browsers, filesystems, and the probe that asks a store what it can do."""
 

@@ -85,7 +85,7 @@ class EventLog:
         if self._part is None:
             with self._lines_lock:
                 body, self._lines = b"".join(self._lines), []
-            self._part = body + f'{{"digest":"{DIGEST_ALGORITHM}:{digest(body)}"}}\n'.encode()
+            self._part = seal_part(body)
         number = self._number or 0
         key = f"{self._folder}/{number:06d}.jsonl"
         is_ours = self._store.create(key, self._part) or self._store.get(key) == self._part
@@ -100,6 +100,11 @@ class EventLog:
         if not numbers:
             return None, 0
         return numbers[max(numbers)], max(numbers) + 1
+
+
+def seal_part(body: bytes) -> bytes:
+    """Return the part that holds these lines: they and their digest."""
+    return body + f'{{"digest":"{DIGEST_ALGORITHM}:{digest(body)}"}}\n'.encode()
 
 
 def read_parts(

@@ -85,6 +85,11 @@ def events_folder(attempt: int, nonce: str, rank: int) -> str:
     return f"events/{attempt:05d}-{nonce}-{rank:05d}"
 
 
+def output_folder(attempt: int, nonce: str, rank: int) -> str:
+    """Folder of what one rank has printed in one attempt."""
+    return f"output/{attempt:05d}-{nonce}-{rank:05d}"
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`run.json`."""
 

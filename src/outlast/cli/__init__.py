@@ -10,7 +10,7 @@ from cyclopts import App
 
 from outlast._errors import OutlastError
 
-COMMANDS = ("run", "drill", "checkpoints", "status")
+COMMANDS = ("run", "drill", "checkpoints", "status", "logs")
 
 
 def main() -> None:

@@ -1,0 +1,108 @@
+"""`outlast logs`: what a run's script has printed, from what its store holds; its machine may be gone."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from cyclopts import App
+
+from outlast._errors import ConfigError
+from outlast.checkpoint import catalog
+from outlast.checkpoint.output import Key, Output, fold, list_output, read_output
+from outlast.cli._place import open_run
+from outlast.cli._show import clock, size
+from outlast.store.base import Store
+
+_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)?")
+"""What sets colours, moves the cursor or names the window."""
+
+app = App(name="logs")
+
+
+@app.default
+def logs(run: str, /, *, attempt: int | None = None, tail: int | None = None) -> None:
+    """Show what the script of a run has printed, attempt by attempt, also where its machine is gone.
+
+    `outlast run` keeps it, unless OUTLAST_LOGS is 0: of each attempt the first 256 KiB and the last MiB, and of a machine
+    that dies what was printed more than 5 seconds before.
+
+    Example: outlast logs gpt-small --tail 100
+
+    Args:
+        run: URL, path, or name under $OUTLAST_STORE.
+        attempt: Only this attempt's.
+        tail: Only so many of the last lines.
+    """
+    if tail is not None and tail < 1:
+        msg = f"--tail is {tail}; expected 1 or more lines"
+        raise ConfigError(msg)
+    store, _ = open_run(run)
+    numbers = catalog.attempts(store)
+    if attempt is not None and attempt not in numbers:
+        there = f"it has {numbers[0]} to {numbers[-1]}" if numbers else "it has none"
+        msg = f"{store.url} holds no attempt {attempt}; {there}"
+        raise ConfigError(msg)
+    keys = [key for key in list_output(store) if attempt in (None, key.attempt)]
+    if not keys:
+        _say(f"{store.url} holds nothing that was printed: `outlast run` keeps it, unless OUTLAST_LOGS is 0")
+    try:
+        for text in _texts(store, keys, tail):
+            sys.stdout.buffer.write((_harmless(text) if sys.stdout.isatty() else text).encode())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read it has seen enough; Python would say that it cannot flush
+        sys.exit(0)
+
+
+def _texts(store: Store, keys: Sequence[Key], tail: int | None) -> Iterable[str]:
+    """The text of each rank in each attempt, oldest first; with `tail`, only what the last lines are among."""
+    ranks = [list(group) for _, group in groupby(keys, lambda key: (key.attempt, key.nonce, key.rank))]
+    if tail is None:
+        return (_header(store, its[0]) + _text(read_output(store, its, _say)) for its in ranks)
+    texts: list[str] = []
+    for its in reversed(ranks):
+        lines = _text(read_output(store, its, _say)).splitlines(keepends=True)[-tail:]
+        texts.insert(0, _header(store, its[0]) + "".join(lines))
+        tail -= len(lines)
+        if not tail:
+            break
+    return texts
+
+
+def _header(store: Store, key: Key) -> str:
+    record = catalog.read_attempt(store, key.attempt)
+    where = f" on {record.trainer.host}, since {clock(record.claimed_utc)} UTC" if record is not None else ""
+    return f"--- attempt {key.attempt}, rank {key.rank}{where} ---\n"
+
+
+def _text(outputs: Iterable[Output]) -> str:
+    """What was printed, and a line for each stretch that is not kept. A line stands where it was ended, whatever came between."""
+    texts: list[str] = []
+    begun: dict[str, str] = {}
+    end = 0
+    for output in outputs:
+        if output.at > end:
+            texts += [_ended(line) for line in begun.values()]
+            texts.append(f"[{size(output.at - end)} of output not kept]\n")
+            begun.clear()
+        whole, newline, rest = (begun.get(output.stream, "") + output.text).rpartition("\n")
+        texts.append(fold(whole + newline).lstrip("\r"))
+        begun[output.stream] = rest
+        end = output.at + output.nbytes
+    return "".join([*texts, *(_ended(line) for line in begun.values())])
+
+
+def _ended(line: str) -> str:
+    return fold(line).strip("\r") + "\n" if line else ""
+
+
+def _say(line: str) -> None:
+    print(f"outlast: {line}", file=sys.stderr)
+
+
+def _harmless(text: str) -> str:
+    """The text without what steers a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in _SEQUENCE.sub("", text))
