@@ -89,6 +89,29 @@ class GPT(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+class Lines:
+    """An experiment tracker of one's own: a file with a line for each step. `outlast.integrations` has the usual ones."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def open(self, run):
+        self.id = run.id
+        if not os.path.exists(self.path):
+            return None
+        with open(self.path) as file:
+            return max((json.loads(line)["step"] for line in file), default=None)
+
+    def write(self, rows):
+        with open(self.path, "a") as file:
+            file.writelines(
+                json.dumps({"run": self.id, "step": row.step, **row.values}) + "\n" for row in rows
+            )
+
+    def close(self, outcome):
+        pass
+
+
 def main():
     args = arguments()
     random.seed(args.seed)
@@ -105,6 +128,8 @@ def main():
 
     run = outlast.Run(model=model, optimizer=optimizer, scheduler=scheduler, seed=args.seed)
     run.vars.best = math.inf
+    if args.track:
+        run.track(Lines(args.track))
     for epoch in run.epochs(args.epochs):
         model.train()
         used = []
@@ -202,9 +227,14 @@ def arguments():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--state", type=int, default=0, help="bytes of more state, all of which every step changes")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds that every optimizer step takes longer")
+    parser.add_argument(
+        "--state", type=int, default=0, help="bytes of more state, all of which every step changes"
+    )
+    parser.add_argument(
+        "--pause", type=float, default=0.0, help="seconds that every optimizer step takes longer"
+    )
     parser.add_argument("--record", help="append a line for each optimizer step to this file")
+    parser.add_argument("--track", help="append what is logged to this file, each step once")
     parser.add_argument("--final", help="write digests of the final state to this file")
     return parser.parse_args()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from outlast._errors import ConfigError
+from outlast._types import Json
 from outlast.drill import on_store
 from outlast.drill.director import Course, Director
 from outlast.drill.machine import Machine
@@ -83,7 +84,8 @@ def drill_bundled(options: Options, show: Show = lambda *_: None) -> Report:
             here,
             epoch_ends=ends,
         )
-    undisturbed = (options.undisturbed or folder / "undisturbed") / "store"
+    alone = options.undisturbed or folder / "undisturbed"
+    undisturbed = alone / "store"
     evidence = Evidence(
         commits=course.saved,
         trainers=on_store.trainers(here.folder),
@@ -94,6 +96,8 @@ def drill_bundled(options: Options, show: Show = lambda *_: None) -> Report:
         bytes_per_s=options.conditions.throttle_bytes_per_s,
         metrics=on_store.metrics(here.folder),
         expected_metrics=on_store.metrics(undisturbed),
+        tracked=_lines(home / "tracked.jsonl"),
+        expected_tracked=_lines(alone / "tracked.jsonl"),
     )
     return conclude(judge(reference, final, course, evidence), folder)
 
@@ -141,6 +145,11 @@ def read_final(folder: Path) -> dict[str, str] | None:
     return found
 
 
+def _lines(path: Path) -> list[dict[str, Json]]:
+    """Return what the example's own tracker was given."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def _train(
     folder: Path,
     options: Options,
@@ -151,7 +160,8 @@ def _train(
     epoch_ends: frozenset[int] = frozenset(),
 ) -> Course:
     record = folder / "record.jsonl"
-    script = [sys.executable, str(example()), "--record", str(record), "--final", str(folder / "final.json")]
+    files = {"--record": record, "--final": folder / "final.json", "--track": folder / "tracked.jsonl"}
+    script = [sys.executable, str(example()), *(str(part) for item in files.items() for part in item)]
     env = drill_env(interval_steps=options.interval_steps, grace_s=options.grace_s, folder=folder)
     machine = Machine(
         outlast_run(here.url, [*script, *options.arguments, *options.disturbed_arguments]),

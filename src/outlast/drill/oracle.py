@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from outlast._types import Json
 from outlast.drill import fitting
 from outlast.drill.director import Course, Happened
 from outlast.drill.on_store import Saved
@@ -37,6 +39,9 @@ class Evidence:
     metrics: Sequence[tuple[int, str]] = ()
     expected_metrics: Sequence[tuple[int, str]] = ()
     """What a reader is shown of `run.log`, of this run and of the undisturbed one: step and values, in order."""
+    tracked: Sequence[Mapping[str, Json]] = ()
+    expected_tracked: Sequence[Mapping[str, Json]] = ()
+    """What the script's tracker was given, of this run and of the undisturbed one: `run`, `step` and values, in order."""
     saves_its_end: bool = True
     """Whether the loop ends by itself, which makes its end durable; a script may also leave it."""
 
@@ -75,6 +80,7 @@ def judge(
     failures += _step_differences(undisturbed.lines, course.lines, reproducible=reproducible)
     failures += _tail_differences(undisturbed.lines, course.lines, reproducible=reproducible)
     failures += _metric_differences(evidence.expected_metrics, evidence.metrics)
+    failures += _tracker_differences(evidence.expected_tracked, evidence.tracked)
     repeated, skipped = _samples(undisturbed.lines, course.lines)
     first, identical = None, None
     if reproducible:
@@ -294,6 +300,31 @@ def _metric_differences(expected: Sequence[tuple[int, str]], found: Sequence[tup
     return _some(failures, "records of run.log that differ") or [
         "run.log's records are shown in another order"
     ]
+
+
+def _tracker_differences(
+    expected: Sequence[Mapping[str, Json]], found: Sequence[Mapping[str, Json]]
+) -> list[str]:
+    """The tracker continued one run, from the right step each time: it has each step once, and as undisturbed."""
+    ids = list(dict.fromkeys(str(line["run"]) for line in found))
+    failures = [f"the tracker was given {len(ids)} runs: {', '.join(ids)}"] if len(ids) > 1 else []
+    want, have = ([(line["step"], _values(line)) for line in lines] for lines in (expected, found))
+    if want == have:
+        return failures
+    counts, wanted = Counter(have), Counter(want)
+    failures += [
+        f"the tracker was not given step {step} as it was: {values}" for step, values in wanted - counts
+    ]
+    failures += [
+        f"the tracker was given step {step} once too often: {values}" for step, values in counts - wanted
+    ]
+    return _some(failures, "steps of the tracker that differ") or [
+        "the tracker was given steps in another order"
+    ]
+
+
+def _values(line: Mapping[str, Json]) -> str:
+    return json.dumps({name: value for name, value in line.items() if name != "run"}, sort_keys=True)
 
 
 def _samples(expected: Sequence[Line], found: Sequence[Line]) -> tuple[int, int]:
