@@ -13,6 +13,7 @@ import pytest
 from persisting import Gate, Saver
 
 from outlast._types import Reason
+from outlast.agent import heed
 from outlast.agent.bases import FullEvery
 from outlast.agent.control import Phase, Stop, Word
 from outlast.agent.heed import QUIET_S, Heed
@@ -85,6 +86,21 @@ def heeding():
 def notice(kind="machine", seconds: float | None = 100.0, source="a source") -> Notice:
     deadline_s = None if seconds is None else time.monotonic() + seconds
     return Notice(f"{source}-1", source, kind, deadline_s, datetime.now(UTC))
+
+
+def test_what_is_printed_waits_from_a_notice_to_its_commit_and_no_longer(heeding, monkeypatch):
+    """Nor for a save that does not come: then what is printed says why."""
+    one = heeding()
+    one.save(1, state_of(1, SIZES))
+    assert not one.heed.is_saving
+    one.heed.look((notice(),))
+    assert one.heed.is_saving
+    one.save(2, state_of(2, SIZES), reason=Reason.EMERGENCY)
+    assert not one.heed.is_saving
+    one.heed.look((notice(), notice(source="another")))
+    assert one.heed.is_saving
+    monkeypatch.setattr(heed, "AWAITED_S", 0.0)
+    assert not one.heed.is_saving
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,26 @@ def test_outlast_logs_0_keeps_nothing_and_leaves_the_output_alone(lab: Lab) -> N
     assert "holds nothing that was printed" in done.stderr
 
 
+FAILING = """
+import torch, outlast
+def fails():
+    raise ValueError("planned")
+run = outlast.Run("run", model=torch.nn.Linear(2, 2))
+print("printed")
+fails()
+"""
+
+
+def test_of_a_plain_script_the_traceback_is_kept(lab: Lab) -> None:
+    """Nothing stands between it and its terminal, so what it prints is not."""
+    assert lab.source(FAILING).wait() == 1
+    header, *lines = logs(lab)
+    assert header.startswith("--- attempt 1, rank 0 on ")
+    assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "ValueError: planned")
+    assert '    raise ValueError("planned")' in lines
+    assert "printed" not in lines
+
+
 def test_logs_of_a_run_that_is_not_there_is_an_error(lab: Lab) -> None:
     """With where it was looked for."""
     done = lab.outlast("logs", "nowhere")

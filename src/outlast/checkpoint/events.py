@@ -6,6 +6,7 @@ record has `kind`, `utc`, `attempt` and `step`:
     attempt    claimed               resume      checkpoint, guarantee, why   save     checkpoint, reason, seconds, bytes...
     notice     source, deadline_utc  warning     cause, message               metrics  values: {name: number}
     store-lost error                 store-back  seconds                      alive    agent: ProcessId
+    exception  text, trace: as Python prints it
     end        outcome               deleted     checkpoints, bytes
     decision   what, why, then, and the figures that it was made from        leaving  left_s: before the deadline
     notice-cancelled, notice-outcome: source, durable, checkpoint, seconds from the notice

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
+from typing import TypeAlias
 
 from cyclopts import App
 
 from outlast._errors import ConfigError
 from outlast.checkpoint import catalog
+from outlast.checkpoint.events import Part, list_parts, read_each
 from outlast.checkpoint.output import Key, Output, fold, list_output, read_output
 from outlast.cli._place import open_run
+from outlast.cli._recent import ENDING_PARTS
 from outlast.cli._show import clock, size
 from outlast.store.base import Store
 
 _SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)?")
 """What sets colours, moves the cursor or names the window."""
+
+Source: TypeAlias = tuple[int, int, Callable[[], str]]
+"""An attempt, a rank, and what reads its text."""
 
 app = App(name="logs")
 
@@ -27,7 +34,7 @@ def logs(run: str, /, *, attempt: int | None = None, tail: int | None = None) ->
     """Show what the script of a run has printed, attempt by attempt, also where its machine is gone.
 
     `outlast run` keeps it, unless OUTLAST_LOGS is 0: of each attempt the first 256 KiB and the last MiB, and of a machine
-    that dies what was printed more than 5 seconds before.
+    that dies what was printed more than 5 seconds before. Of a script that was started without it, the exception that ended it.
 
     Example: outlast logs gpt-small --tail 100
 
@@ -45,11 +52,12 @@ def logs(run: str, /, *, attempt: int | None = None, tail: int | None = None) ->
         there = f"it has {numbers[0]} to {numbers[-1]}" if numbers else "it has none"
         msg = f"{store.url} holds no attempt {attempt}; {there}"
         raise ConfigError(msg)
-    keys = [key for key in list_output(store) if attempt in (None, key.attempt)]
-    if not keys:
+    wanted = frozenset(numbers if attempt is None else [attempt])
+    texts = _texts(store, wanted, tail)
+    if not texts:
         _say(f"{store.url} holds nothing that was printed: `outlast run` keeps it, unless OUTLAST_LOGS is 0")
     try:
-        for text in _texts(store, keys, tail):
+        for text in texts:
             sys.stdout.buffer.write((_harmless(text) if sys.stdout.isatty() else text).encode())
         sys.stdout.flush()
     except BrokenPipeError:
@@ -57,25 +65,50 @@ def logs(run: str, /, *, attempt: int | None = None, tail: int | None = None) ->
         sys.exit(0)
 
 
-def _texts(store: Store, keys: Sequence[Key], tail: int | None) -> Iterable[str]:
+def _texts(store: Store, wanted: frozenset[int], tail: int | None) -> list[str]:
     """The text of each rank in each attempt, oldest first; with `tail`, only what the last lines are among."""
+    keys = [key for key in list_output(store) if key.attempt in wanted]
     ranks = [list(group) for _, group in groupby(keys, lambda key: (key.attempt, key.nonce, key.rank))]
-    if tail is None:
-        return (_header(store, its[0]) + _text(read_output(store, its, _say)) for its in ranks)
+    sources: list[Source] = [(its[0].attempt, its[0].rank, partial(_printed, store, its)) for its in ranks]
+    sources += _endings(store, wanted - {key.attempt for key in keys})
     texts: list[str] = []
-    for its in reversed(ranks):
-        lines = _text(read_output(store, its, _say)).splitlines(keepends=True)[-tail:]
-        texts.insert(0, _header(store, its[0]) + "".join(lines))
-        tail -= len(lines)
-        if not tail:
+    for attempt, rank, read in sorted(sources, key=lambda source: source[:2], reverse=True):
+        lines = read().splitlines(keepends=True)
+        if tail is not None:
+            lines = lines[-tail:]
+            tail -= len(lines)
+        if lines:
+            texts.insert(0, _header(store, attempt, rank) + "".join(lines))
+        if tail == 0:
             break
     return texts
 
 
-def _header(store: Store, key: Key) -> str:
-    record = catalog.read_attempt(store, key.attempt)
+def _printed(store: Store, keys: Sequence[Key]) -> str:
+    return _text(read_output(store, keys, _say))
+
+
+def _endings(store: Store, attempts: frozenset[int]) -> list[Source]:
+    """The tracebacks of attempts of which nothing is kept that they printed: the script's own agent knows no more."""
+    if not attempts:
+        return []
+    parts = [part for part in list_parts(store) if part.attempt in attempts]
+    ranks = groupby(parts, lambda part: (part.attempt, part.nonce, part.rank))
+    lasts = [list(group)[-ENDING_PARTS:] for _, group in ranks]
+    return [(last[0].attempt, last[0].rank, partial(_exceptions, store, last)) for last in lasts]
+
+
+def _exceptions(store: Store, parts: Sequence[Part]) -> str:
+    records = [
+        record for _, found in read_each(store, [part.key for part in parts], _say) for record in found
+    ]
+    return "".join(str(record.get("trace", "")) for record in records if record.get("kind") == "exception")
+
+
+def _header(store: Store, attempt: int, rank: int) -> str:
+    record = catalog.read_attempt(store, attempt)
     where = f" on {record.trainer.host}, since {clock(record.claimed_utc)} UTC" if record is not None else ""
-    return f"--- attempt {key.attempt}, rank {key.rank}{where} ---\n"
+    return f"--- attempt {attempt}, rank {rank}{where} ---\n"
 
 
 def _text(outputs: Iterable[Output]) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 
@@ -14,8 +15,11 @@ from outlast._errors import EXIT_INTERRUPTED, OutlastError
 from outlast._say import say
 
 _MOST_CHARACTERS = 1000
+_MOST_OF_TRACE = 8000
+"""The last ones: where it happened stands at the end."""
 
 _ended_by: list[str] = []
+_trace: list[str] = []
 _before: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []
 """The script's own hook."""
 _tail_resumed: list[int] = []
@@ -28,6 +32,11 @@ _TAIL_HINT = (
 def ended_by() -> str | None:
     """The exception that ended the script, on one line; None while none has."""
     return _ended_by[-1] if _ended_by else None
+
+
+def trace_of_end() -> str:
+    """The traceback of that exception, as Python prints it; empty while none has."""
+    return "".join(_trace)[-_MOST_OF_TRACE:]
 
 
 def tail_resumed(epoch: int | None) -> None:
@@ -84,6 +93,7 @@ def watch_exceptions() -> None:
 
 def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     _ended_by.append(f"{kind.__name__}: {error}"[:_MOST_CHARACTERS])
+    _trace[:] = traceback.format_exception(kind, error, trace)
     if isinstance(error, OutlastError):
         say(f"{kind.__name__}: {error}")
         raise SystemExit(error.exit_code)

@@ -25,7 +25,7 @@ from outlast.agent.link import Link
 from outlast.agent.protocol import Ending
 from outlast.state.table import TensorTable
 from outlast.trainer.best import BestSoFar
-from outlast.trainer.ending import ended_by, exit_by, flush_logging
+from outlast.trainer.ending import ended_by, exit_by, flush_logging, trace_of_end
 from outlast.trainer.frozen import Stored
 from outlast.trainer.overlapping import Overlapping
 from outlast.trainer.saver import RETAKES, Order, Saver, Whole
@@ -284,7 +284,7 @@ class Keeper:
         exception = ended_by()
         if exception is not None:
             self._ending = "error" if self._ending == "ended" else self._ending
-            self.record(kind="exception", attempt=attempt, step=step, text=exception)
+            self.record(kind="exception", attempt=attempt, step=step, text=exception, trace=trace_of_end())
         elif self._ending == "ended" and self._changed:
             say(
                 f"warning: the script ends at step {step} and its loop was left before its end; what came after the "
