@@ -7,7 +7,47 @@ import signal
 import sys
 from pathlib import Path
 
+from integrations.wandb_server import wandb_server
 from launch import eventually, history
+
+TRACKED = Path(__file__).parents[1] / "integrations" / "tracked.py"
+
+
+def test_an_experiment_tracker_forked_or_dropped_replayed_steps(lab):
+    """experiment tracker forked into a new run at every preemption, or dropped replayed steps (wandb 4482)
+
+    wandb's own client, and a server that keeps what it sends: killed with steps logged that no save holds, then preempted.
+    """
+    with wandb_server() as server:
+
+        def start(**env):
+            return lab.script(
+                path=TRACKED, T_TRACKERS="wandb", OUTLAST_SAVE_EVERY="4 steps", **server.env, **env
+            )
+
+        script = start(T_GATES="step:5")
+        lab.at("step:5")
+        eventually(
+            "what is durable is shown", lambda: [len(r) for r in server.history.values()] == [4], lab.said
+        )
+        script.kill()
+        script.wait()
+        lab.open("step:5")
+        script = start(T_GATES="step:10")
+        lab.at("step:10")
+        script.kill(signal.SIGTERM)
+        lab.open("step:10")
+        assert script.wait() == os.EX_TEMPFAIL, lab.said()
+        assert start().wait() == 0, lab.said()
+        ((_, rows),) = server.history.items()
+        ((_, states),) = server.states.items()
+    whole: dict[int, dict[str, float]] = {}
+    for record in lab.of("logged"):
+        whole.setdefault(record["step"], {}).update(record["values"])
+    assert [row["_step"] for row in rows] == list(range(19)), "each step once, in order"
+    shown = [{name: value for name, value in row.items() if name[0] != "_"} for row in rows]
+    assert shown == [whole[step] for step in range(19)]
+    assert states == [(os.EX_TEMPFAIL, True), (0, False)]
 
 
 def test_a_cancelled_notice_stopped_the_job_all_the_same(lab):
