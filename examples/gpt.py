@@ -175,11 +175,12 @@ def lr_of(optimizer):
 
 
 def record(path, **line):
-    """Append one line, durable before it returns: a line that a later process can neither lose nor change."""
+    """Append one line, durable before it returns: a line that a later process can neither lose nor change. And print it."""
     if path:
-        line = json.dumps({"pid": os.getpid(), "time": time.time(), **line}) + "\n"
+        text = json.dumps({"pid": os.getpid(), "time": time.time(), **line})
+        print(f"recorded step {line['step']}", line.get("tail", "trained"), flush=True)
         with open(path, "ab", buffering=0) as file:
-            file.write(line.encode())
+            file.write(f"{text}\n".encode())
             os.fsync(file.fileno())
 
 

@@ -96,6 +96,7 @@ def drill_bundled(options: Options, show: Show = lambda *_: None) -> Report:
         bytes_per_s=options.conditions.throttle_bytes_per_s,
         metrics=on_store.metrics(here.folder),
         expected_metrics=on_store.metrics(undisturbed),
+        printed=on_store.printed(here.folder),
         tracked=_lines(home / "tracked.jsonl"),
         expected_tracked=_lines(alone / "tracked.jsonl"),
     )

@@ -115,6 +115,19 @@ def metrics(store: Path) -> list[tuple[int, str]]:
     return [(step, values) for attempt, step, values in found if newest[step] == attempt]
 
 
+def printed(store: Path) -> dict[int, str]:
+    """Return attempt -> what the store holds of what its script printed: of each block the newest version."""
+    blocks: dict[tuple[str, str], Path] = {}
+    for path in sorted(store.rglob("output/*/*.jsonl")):
+        blocks[path.parent.name, path.name.partition("-")[0]] = path
+    found: dict[int, str] = {}
+    for (folder, _), path in sorted(blocks.items()):
+        said = "".join(str(json.loads(text).get("text", "")) for text in path.read_bytes().splitlines())
+        attempt = int(folder.partition("-")[0])
+        found[attempt] = found.get(attempt, "") + said
+    return found
+
+
 def _segment_of(path: Path) -> tuple[int, str, int, int] | None:
     """Return which checkpoint a segment was written for: attempt, nonce, step, repeat."""
     attempt, _, nonce = path.parent.name.partition("-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ _NOTICED = frozenset({Kind.SIGTERM, Kind.SIGTERM_IN_VALIDATION})
 _LOST_AFTER_NOTICE = 1
 _SLOWER_FACTOR, _SLOWER_S = 2.0, 1.0
 """A save that was cut may have been this much slower than the slowest that became durable: a busy disk's fsync."""
+_PRINTED_S = 5.0
+"""What was printed so long before a kill outlasts it."""
 _SHOWN = 5
 """Differences of one sort that are named, each with its place; the rest is counted."""
 
@@ -39,6 +42,8 @@ class Evidence:
     metrics: Sequence[tuple[int, str]] = ()
     expected_metrics: Sequence[tuple[int, str]] = ()
     """What a reader is shown of `run.log`, of this run and of the undisturbed one: step and values, in order."""
+    printed: Mapping[int, str] | None = None
+    """Attempt -> what the store holds of its script's output; None where the script does not print what it records."""
     tracked: Sequence[Mapping[str, Json]] = ()
     expected_tracked: Sequence[Mapping[str, Json]] = ()
     """What the script's tracker was given, of this run and of the undisturbed one: `run`, `step` and values, in order."""
@@ -65,6 +70,8 @@ def judge(
         place = f"{item.notice.source if item.notice else item.kind} at step {item.at_step}"
         failures += [f"{place}: {text}" for text in happened.failures]
         if item.notice is not None and (text := fitting.unused(item.notice)):
+            failures.append(f"{place}: {text}")
+        if text := _unprinted(happened, course.lines, evidence):
             failures.append(f"{place}: {text}")
         if item.steps_lost is None:
             failures.append(f"{place}: no step followed")
@@ -285,6 +292,26 @@ def _tail_differences(expected: Sequence[Line], found: Sequence[Line], *, reprod
                 f"{_float(right.best)}; undisturbed {_float(left.lr)}, {_float(left.valid)}, {_float(left.best)}"
             )
     return _some(failures, "tails that differ")
+
+
+def _unprinted(happened: Happened, lines: Sequence[Line], evidence: Evidence) -> str | None:
+    """What the script printed before its end is on the store: all of it if it ended by itself, else what is older than 5 s."""
+    before = lines[: happened.lines_before]
+    if evidence.printed is None or not before:
+        return None
+    announced = happened.announced
+    ended = announced is not None and announced.exit_code is not None
+    until = math.inf if ended else happened.at - _PRINTED_S
+    last = next(
+        (line for line in reversed(before) if line.pid == before[-1].pid and line.time <= until), None
+    )
+    attempt = next((n for n, pid in evidence.trainers.items() if pid == before[-1].pid), None)
+    if last is None or attempt is None:
+        return None
+    wanted = f"recorded step {last.step} {last.tail or 'trained'}"
+    if wanted in evidence.printed.get(attempt, "").splitlines():
+        return None
+    return f"the line {wanted!r} of attempt {attempt} is not in the output that the store holds"
 
 
 def _metric_differences(expected: Sequence[tuple[int, str]], found: Sequence[tuple[int, str]]) -> list[str]:
