@@ -43,9 +43,9 @@ def disturbed(*, resumed_at=5, kind=Kind.KILL_BOTH, late=(), saved=()):
 FIRST, LAST = Saved(1, 4, 0, "aaaa", 4.5), Saved(2, 16, 0, "bbbb", 66.2)
 
 
-def judged(course, final=None, commits=(FIRST, LAST), *, saves_its_end=True):
+def judged(course, final=None, commits=(FIRST, LAST), *, saves_its_end=True, **more):
     final = final or {"model.w": "1"}
-    evidence = Evidence(commits, {1: 2, 2: 3}, {2: "bit-exact"}, final, INTERVAL, saves_its_end)
+    evidence = Evidence(commits, {1: 2, 2: 3}, {2: "bit-exact"}, final, INTERVAL, saves_its_end, **more)
     return judge(undisturbed(), {"model.w": "1"}, course, evidence)
 
 
@@ -155,3 +155,49 @@ def replace_line(line, **changes):
     import msgspec
 
     return msgspec.structs.replace(line, **changes)
+
+
+LOGGED = [(1, '{"loss": 3.0}'), (2, '{"loss": 2.0}'), (3, '{"loss": 1.0}')]
+
+
+@pytest.mark.parametrize(
+    ("shown", "says"),
+    [
+        (LOGGED[:2], "record of step 3 is missing"),
+        ([*LOGGED, LOGGED[1]], "shows a record of step 2 that the undisturbed run has not"),
+        ([LOGGED[0], (2, '{"loss": 2.5}'), LOGGED[2]], "record of step 2 is missing"),
+        ([LOGGED[1], LOGGED[0], LOGGED[2]], "shown in another order"),
+    ],
+)
+def test_each_record_of_run_log_is_shown_once_as_undisturbed_and_in_order(shown, says):
+    assert judged(disturbed(saved=[FIRST]), metrics=LOGGED, expected_metrics=LOGGED).passed
+    report = judged(disturbed(saved=[FIRST]), metrics=shown, expected_metrics=LOGGED)
+    assert any(says in text for text in report.failures), report.failures
+
+
+def tracked(*steps, run="aa"):
+    return [{"run": run, "step": step, "loss": 1.0 / step} for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (tracked(1, 2), "not given step 3"),
+        (tracked(1, 2, 2, 3), "given step 2 once too often"),
+        ([*tracked(1), *tracked(2, 3, run="bb")], "given 2 runs"),
+        (tracked(1, 3, 2), "in another order"),
+    ],
+)
+def test_a_tracker_continues_one_run_from_the_right_step(given, says):
+    expected = tracked(1, 2, 3, run="undisturbed")
+    assert judged(disturbed(saved=[FIRST]), tracked=tracked(1, 2, 3), expected_tracked=expected).passed
+    report = judged(disturbed(saved=[FIRST]), tracked=given, expected_tracked=expected)
+    assert any(says in text for text in report.failures), report.failures
+
+
+def test_what_was_printed_five_seconds_before_a_kill_is_on_the_store():
+    """The kill came 0.5 s after step 7: step 2 is older than 5 s, step 3 is not."""
+    course = disturbed(saved=[FIRST])
+    assert judged(course, printed={1: "recorded step 2 trained\n"}).passed
+    report = judged(course, printed={1: "recorded step 1 trained\n"})
+    assert any("'recorded step 2 trained' of attempt 1" in text for text in report.failures), report.failures

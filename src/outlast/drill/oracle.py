@@ -35,6 +35,8 @@ class Evidence:
     guarantees: Mapping[int, str]
     final: Mapping[str, str] | None
     interval_steps: int
+    saves_its_end: bool = True
+    """Whether the loop ends by itself, which makes its end durable; a script may also leave it."""
     state_bytes: int = 0
     """What a save of the whole state writes."""
     bytes_per_s: float | None = None
@@ -47,8 +49,6 @@ class Evidence:
     tracked: Sequence[Mapping[str, Json]] = ()
     expected_tracked: Sequence[Mapping[str, Json]] = ()
     """What the script's tracker was given, of this run and of the undisturbed one: `run`, `step` and values, in order."""
-    saves_its_end: bool = True
-    """Whether the loop ends by itself, which makes its end durable; a script may also leave it."""
 
 
 def judge(
