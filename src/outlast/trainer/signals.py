@@ -16,6 +16,9 @@ from outlast._say import say
 
 _WORKER_GRACE_S = 20.0
 """A forked worker of a foreign loader lives on so long after a SIGTERM that went to the whole group."""
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
+_wakeup: int | None = None
+"""The descriptor that the interpreter writes signals to, while that is one of ours."""
 
 
 class Signals:
@@ -45,10 +48,11 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             say("outlast.Run was made outside the main thread: signals reach this run through its agent only")
             return
-        for number in (signal.SIGTERM, signal.SIGUSR2):
+        for number in _PASSED_ON:
             signal.signal(number, self._terminate)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._interrupt)
+        _wake_by(self._write)
 
     def tell(self, heard: Callable[[str, float], None]) -> None:
         """From now on call `heard(source, grace_s)`, in a thread of its own, for each signal."""
@@ -56,9 +60,13 @@ class Signals:
         threading.Thread(target=self._forward, name="outlast-signals", daemon=True).start()
 
     def _forward(self) -> None:
-        # A handler runs between any two bytecodes of the main thread, which may hold any lock: it only writes here.
+        # A handler runs between any two bytecodes of the main thread, which may hold any lock: it only writes here. In a long call
+        # (a kernel, a collective that hangs) there are none: then only the interpreter itself has written, and the handler does it
+        # again when it runs. Whoever hears of a signal twice knows it already.
         while number := os.read(self._read, 1):
-            if self._heard is not None:
+            if number[0] in _PASSED_ON and self._heard is not None:
+                if self.deadline_s is None:
+                    self.deadline_s = time.monotonic() + self._grace_s
                 self._heard(signal.Signals(number[0]).name, self._grace_s)
 
     def _terminate(self, number: int, _frame: FrameType | None) -> None:
@@ -85,6 +93,25 @@ class Signals:
             raise KeyboardInterrupt
         self.interrupted = self.any = True
         say("Ctrl-C: saving at the next safe point, then leaving; again to leave at once")
+
+
+def _wake_by(fd: int) -> None:
+    """Have the interpreter write the number of each signal to `fd` as it arrives; not where somebody else's is written to."""
+    global _wakeup  # noqa: PLW0603 - the interpreter has one for the whole process
+    before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    if before not in (-1, _wakeup):
+        signal.set_wakeup_fd(before)
+        return
+    if _wakeup is None:
+        os.register_at_fork(after_in_child=_wake_no_more)
+    _wakeup = fd
+
+
+def _wake_no_more() -> None:
+    """In a process that was forked: what it is sent (a loader ends its workers by SIGTERM) is not what its parent is told."""
+    before = signal.set_wakeup_fd(-1)
+    if before not in (-1, _wakeup):
+        signal.set_wakeup_fd(before)
 
 
 def _in_a_fork(number: int) -> None:
