@@ -11,8 +11,6 @@ Left to the work that brings what they are about:
   rank's RNG stream restored on all ranks"; "all ranks wrote one file for the loader's state"; "state of a lost rank silently
   dropped when the world shrank".
 - experiment trackers (they need the integration): "experiment tracker forked into a new run at every preemption".
-- clouds' metadata services (they need the notice sources): "a scale-set's notice for a sibling machine"; "Azure's first
-  answer takes up to two minutes; AWS answers 404 until there is a notice; GCP's default warning is 0 s".
 - choice of pools (it needs the controller): "92 % of joint interruptions fall within 3 minutes".
 """
 

@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from field.torchless import events
 from integrations.wandb_server import wandb_server
 from launch import eventually, history
+from outlast.drill.metadata import (
+    AWS_ACTION,
+    AZURE_EVENTS,
+    announce,
+    arm,
+    environment,
+    metadata_service,
+)
 
 TRACKED = Path(__file__).parents[1] / "integrations" / "tracked.py"
 
@@ -66,6 +77,64 @@ def test_a_cancelled_notice_stopped_the_job_all_the_same(lab):
     assert script.wait() == 0, lab.said()
     assert len(history(lab.records)) == 18
     assert len(lab.of("run")) == 1
+
+
+def test_a_scale_sets_notice_for_a_sibling_machine_was_taken_for_ones_own(lab):
+    """a scale-set's notice for a sibling machine was taken for one's own (Azure: filter by resource name)"""
+    with metadata_service("azure") as service:
+        arm(service, "azure", "sibling")
+        script = lab.script(T_GATES="step:5", **environment(service, "azure"))
+        lab.at("step:5")
+        eventually("it was answered", lambda: service.times_asked(AZURE_EVENTS) >= 2, lab.said)
+        lab.open("step:5")
+        assert script.wait() == 0, lab.said()
+        assert service.acknowledged == [], "who does not go does not hurry another machine's end"
+    assert [commit["reason"] for commit in lab.commits()] == ["final"]
+    assert [record for record in events(lab.folder / "store" / "run") if record["kind"] == "notice"] == []
+
+
+def test_azures_first_answer_takes_up_to_two_minutes(lab):
+    """Azure's first answer takes up to two minutes [...]: training goes on meanwhile, and what it then says is heard"""
+    with metadata_service("azure") as service:
+        answers = service.slow[AZURE_EVENTS] = threading.Event()
+        script = lab.script(T_GATES="step:5", **environment(service, "azure"))
+        eventually("it is asked", lambda: service.times_asked(AZURE_EVENTS), lab.said)
+        lab.at("step:5")
+        announce(service, "azure", datetime.now(UTC) + timedelta(seconds=100))
+        assert "warning" not in script.text
+        answers.set()
+        script.says("Azure Preempt: this machine goes away")
+        lab.open("step:5")
+        assert script.wait() == os.EX_TEMPFAIL, lab.said()
+        assert service.times_asked(AZURE_EVENTS) >= 2
+    assert [(commit["reason"], commit["step"]) for commit in lab.commits()] == [("emergency", 5)]
+
+
+def test_aws_answers_404_until_there_is_a_notice(lab):
+    """[...] AWS answers 404 until there is a notice [...]: that is no fault, and said to nobody"""
+    with metadata_service("aws") as service:
+        script = lab.script(T_GATES="step:5", **environment(service, "aws"))
+        lab.at("step:5")
+        eventually("it was answered", lambda: service.times_asked(AWS_ACTION) >= 2, lab.said)
+        lab.open("step:5")
+        assert script.wait() == 0, lab.said()
+    assert "warning" not in script.text
+    assert [commit["reason"] for commit in lab.commits()] == ["final"]
+
+
+def test_gcps_default_warning_is_0_s(lab):
+    """[...] GCP's default warning is 0 s: the metadata turns with the SIGTERM of the shutdown, and that is what is left for"""
+    with metadata_service("gcp") as service:
+        script = lab.script(T_GATES="step:5", T_SAVE="step:2", **environment(service, "gcp"))
+        lab.at("step:5")
+        lab.committed(2)
+        announce(service, "gcp", datetime.now(UTC))
+        script.kill(signal.SIGTERM)
+        script.says("then the trainer leaves")
+        script.says("Google Cloud preemption")
+        lab.open("step:5")
+        assert script.wait() == os.EX_TEMPFAIL, lab.said()
+    assert {c["step"] for c in lab.commits() if c["reason"] == "emergency"} == {5}
 
 
 def test_a_cancelled_notice_after_the_script_has_left(lab):
