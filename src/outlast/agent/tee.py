@@ -32,7 +32,8 @@ PIPE_BYTES = 1 << 20
 """What waits while an agent takes over; the most that Linux gives without asking."""
 READ_BYTES = 64 << 10
 PAUSE_S = 0.005
-"""After each read: a script that prints line by line wakes the agent 200 times a second at most."""
+"""Before what has come is read: a line that was written in pieces mostly passes whole, and a script that prints line by line wakes
+the agent 200 times a second at most."""
 FLUSH_S = 5.0
 """Longest wait for the store, once the script has ended."""
 DRAIN_S = 10.0
@@ -205,12 +206,13 @@ class _Copy:
         poll.register(self._wake, select.POLLIN)
         is_asked = False
         while True:
-            poll.poll(0 if is_asked else None)
+            poll.poll()
+            time.sleep(PAUSE_S)
             with contextlib.suppress(BlockingIOError):
-                is_asked = os.eventfd_read(self._wake) > 0 or is_asked
-            if self._move():
-                time.sleep(PAUSE_S)
-            elif is_asked:
+                is_asked = os.eventfd_read(self._wake) > 0
+            while self._move():
+                pass
+            if is_asked:
                 is_asked = False
                 self._is_empty.set()
 
