@@ -20,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 TRAIN = HERE / "trainer" / "train.py"
-DEADLINE_S = 12.0
+DEADLINE_S = 60.0
 """Longest wait for anything: a process that imports torch on a busy machine takes several seconds."""
 _POLL_S = 0.02
 _DIE_WITH_PARENT = "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); os.execv(sys.argv[1], sys.argv[1:])"
