@@ -29,7 +29,7 @@ from outlast.drill.place import Conditions
 from outlast.drill.report import Report, to_json
 from outlast.drill.warned import Notices, Source
 
-SMALL, LARGE = 89, 28
+SMALL, LARGE = 90, 26
 """Drills with the example's own state of some MB, and with 1 GB more."""
 COUNT_SMALL, COUNT_LARGE = 10, 4
 """Interruptions of each."""
@@ -60,7 +60,7 @@ def drills() -> list[Drill]:
         seed = number % SEEDS
         # Time to write the whole state, and the warnings around it: a fifth of a warning to twice as long.
         if number in large:
-            save_s, state, pause, epochs = draw.uniform(3.0, 6.0), LARGE_BYTES, 0.2, 6
+            save_s, state, pause, epochs = draw.uniform(13.0, 17.0), LARGE_BYTES, 1.0, 6
             warnings_s = (save_s / 2, save_s * 5)
         else:
             save_s, state, pause, epochs = math.exp(draw.uniform(math.log(0.1), math.log(2.0))), 0, 0.1, 10
