@@ -192,7 +192,8 @@ def test_a_machine_that_goes_is_saved_for_twice_and_left_in_time(told: dict[str,
     """At the next safe point, and at the last one before the deadline, which is that of the last step: none is lost."""
     one = told[event]
     assert one.started.wait() == PREEMPTED, one.lab.said()
-    first, *_, last = one.saved  # between: one that the agent saved without a trainer that stood still too long
+    # Between them perhaps one that the agent saved without a trainer that stood still too long.
+    first, *_, last = one.saved
     assert first < last == one.trained, one.lab.said()
 
 

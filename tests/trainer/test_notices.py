@@ -49,7 +49,8 @@ def test_a_machine_that_goes_is_saved_for_at_once_and_trained_on_until_it_must_b
     lab.open("step:5")
     eventually("the first save", lambda: emergencies(lab), lab.said)
     started.says("waiting whether this machine goes away")
-    first, *_, last = emergencies(lab)  # between: one that the agent saved without a trainer that stood still too long
+    # Between them perhaps one that the agent saved without a trainer that stood still too long.
+    first, *_, last = emergencies(lab)
     assert first == 5
     assert last == lab.of("step")[-1]["count"] >= first + 10
     left = noted(lab, "leaving")[0]
