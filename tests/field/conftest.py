@@ -10,7 +10,6 @@ Left to the work that brings what they are about:
   machine got the notice"; "123 of 128 shards saved, then a hang" (its second half, "logged saved before it was", is here); "one
   rank's RNG stream restored on all ranks"; "all ranks wrote one file for the loader's state"; "state of a lost rank silently
   dropped when the world shrank".
-- experiment trackers (they need the integration): "experiment tracker forked into a new run at every preemption".
 - choice of pools (it needs the controller): "92 % of joint interruptions fall within 3 minutes".
 """
 

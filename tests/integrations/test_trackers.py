@@ -165,3 +165,16 @@ def test_a_tracker_that_hangs_costs_no_save_and_no_exit(lab, call):
     lab.nothing_left()
     assert start(lab, "notebook").wait() == 0, lab.said()
     assert read_notebook(notebooks(lab)[0]) == logged(lab), "the next attempt catches up"
+
+
+def test_an_exit_hook_that_hangs_does_not_hold_up_what_is_saved_last(lab):
+    """A script that fails says so to its agent before a tracker's package has its turn: what is held becomes durable."""
+    script = start(lab, "notebook", T_HANG="exit", T_FAIL="tail:1")
+    lab.committed(12)
+    script.says("ValueError: planned at tail:1")
+    eventually(
+        "the tracker is closed", lambda: [r["outcome"] for r in lab.of("closed")] == ["error"], lab.said
+    )
+    assert read_notebook(notebooks(lab)[0]) == logged(lab, below=12)
+    script.kill()
+    script.wait()

@@ -2,6 +2,7 @@
 
 T_TRACKERS: notebook (a tracker of its own, a file in the lab), tensorboard, mlflow, wandb. T_BOARD: TensorBoard's folder. T_HANG: the
 call (open, write, close) in which the notebook hangs for good; it has then left a thread and an exit hook behind that hang as well.
+`exit`: only the hook hangs. T_FAIL: place to raise at.
 T_LAB, T_NAME, T_GATES, T_RESUME: as in `trainer/train.py`.
 """
 
@@ -34,6 +35,8 @@ def write(kind, **fields):
 
 
 def come_to(place):
+    if place == os.environ.get("T_FAIL"):
+        raise ValueError(f"planned at {place}")
     if place not in GATES:
         return
     write("at", place=place)
@@ -56,6 +59,8 @@ class Notebook:
 
     def open(self, tracked):
         self.path = f"{LAB}/notebook-{tracked.id}"
+        if HANG == "exit":
+            atexit.register(hang_for_good)
         self._come_to("open")
         if not os.path.exists(self.path):
             return None
@@ -120,6 +125,7 @@ for epoch in run.epochs(3):
         log(loss=loss.item())
         logging.getLogger("train").warning("step %d", run.step)
         come_to(f"step:{run.step}")
+    come_to(f"tail:{epoch}")
     log(val=model(torch.ones(4)).item(), epoch=epoch)
 log(test=model(torch.zeros(4)).item())
 write("end")

@@ -1,11 +1,30 @@
 """Checked by mypy, never run: the public API as a user's typed script sees it."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
 import outlast
+from outlast.integrations import Row, TrackedRun
+from outlast.integrations.mlflow import MLflow
+from outlast.integrations.tensorboard import TensorBoard
+from outlast.integrations.wandb import WandB
+
+
+class Mine:
+    """A tracker of a user's own, written as docs/trackers.md says."""
+
+    def open(self, run: TrackedRun) -> int | None:
+        print(run.id, run.name, run.attempt)
+        return None
+
+    def write(self, rows: Sequence[Row]) -> None:
+        print([(row.step, row.time_s, row.values) for row in rows])
+
+    def close(self, outcome: str) -> None:
+        print(outcome)
 
 
 def training(
@@ -14,6 +33,7 @@ def training(
     loader = outlast.DataLoader(data, batch_size=32, shuffle=True, num_workers=2)
     best = outlast.Value(0.0)
     run = outlast.Run("gpt-small", resume="auto", save_every=timedelta(minutes=5), model=model, best=best)
+    run.track(TensorBoard("boards"), WandB(project="gpt"), MLflow("gpt", tags={"team": "x"}), Mine())
     for epoch in run.epochs(3):
         for i, batch in run.enumerate(loader):
             run.log(loss=float(i), epoch=epoch)
