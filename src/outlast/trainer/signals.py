@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any, TypeAlias
 
 from torch.utils.data import get_worker_info
 
@@ -17,6 +18,7 @@ from outlast._say import say
 _WORKER_GRACE_S = 20.0
 """A forked worker of a foreign loader lives on so long after a SIGTERM that went to the whole group."""
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
+_Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 _wakeup: int | None = None
 """The descriptor that the interpreter writes signals to, while that is one of ours."""
 
@@ -43,13 +45,15 @@ class Signals:
         self._grace_s = grace_s
         self._pid = os.getpid()
         self._heard: Callable[[str, float], None] | None = None
+        self._before: dict[int, _Handler] = {}
+        self._held_back = ""
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(self._read, True)
         if threading.current_thread() is not threading.main_thread():
             say("outlast.Run was made outside the main thread: signals reach this run through its agent only")
             return
         for number in _PASSED_ON:
-            signal.signal(number, self._terminate)
+            self._before[number] = _not_ours(signal.signal(number, self._terminate), number)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._interrupt)
         _wake_by(self._write)
@@ -68,14 +72,18 @@ class Signals:
                 if self.deadline_s is None:
                     self.deadline_s = time.monotonic() + self._grace_s
                 self._heard(signal.Signals(number[0]).name, self._grace_s)
+            told, self._held_back = self._held_back, ""
+            if told:
+                say(told)
 
-    def _terminate(self, number: int, _frame: FrameType | None) -> None:
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             _in_a_fork(number)
             return
         if self.deadline_s is None:
             self.deadline_s = time.monotonic() + self._grace_s
         self.stop = self.any = True
+        self._call_before(number, frame)
         try:
             os.write(self._write, bytes([number]))
         except BlockingIOError:
@@ -85,6 +93,19 @@ class Signals:
             msg = f"{signal.Signals(number).name} outside of the training loop: what is saved stands"
             raise Preempted(msg)
 
+    def _call_before(self, number: int, frame: FrameType | None) -> None:
+        """Call the handler that the script had set. What it raises would end the script before its save: it leaves anyway."""
+        before = self._before.get(number)
+        if not callable(before):
+            return
+        try:
+            before(number, frame)
+        except BaseException as error:
+            if self.at_once:
+                raise
+            name = signal.Signals(number).name
+            self._held_back = f"the script's own handler of {name} raised {error!r}: held back, since the script saves and leaves"
+
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return  # the trainer answers Ctrl-C, its workers go on until it has
@@ -93,6 +114,12 @@ class Signals:
             raise KeyboardInterrupt
         self.interrupted = self.any = True
         say("Ctrl-C: saving at the next safe point, then leaving; again to leave at once")
+
+
+def _not_ours(handler: _Handler, number: int) -> _Handler:
+    """What a script had set before its first run."""
+    of = getattr(handler, "__self__", None)
+    return of._before.get(number) if isinstance(of, Signals) else handler  # noqa: SLF001 - another of these
 
 
 def _wake_by(fd: int) -> None:
