@@ -60,10 +60,10 @@ def drills() -> list[Drill]:
         seed = number % SEEDS
         # Time to write the whole state, and the warnings around it: a fifth of a warning to twice as long.
         if number in large:
-            save_s, state, pause, epochs = draw.uniform(13.0, 17.0), LARGE_BYTES, 1.0, 6
+            save_s, state, epochs = draw.uniform(13.0, 17.0), LARGE_BYTES, 6
             warnings_s = (save_s / 2, save_s * 5)
         else:
-            save_s, state, pause, epochs = math.exp(draw.uniform(math.log(0.1), math.log(2.0))), 0, 0.1, 10
+            save_s, state, epochs = math.exp(draw.uniform(math.log(0.1), math.log(2.0))), 0, 10
             warnings_s = draw.choice([(0.5, 6.0), (0.5, 6.0), (0.5, 6.0), (0.0, 0.0), (2.0, 12.0)])
         if number == SMALL + LARGE - 1:
             warnings_s = (30.0, 120.0)
@@ -81,7 +81,6 @@ def drills() -> list[Drill]:
                         )
                     },
                     arguments=(*EXAMPLE, "--epochs", str(epochs), "--seed", str(seed), "--state", str(state)),
-                    disturbed_arguments=("--pause", str(pause)),
                     conditions=Conditions(
                         notices=Notices(
                             sources=draw.sample(sources, 3),

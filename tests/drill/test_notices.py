@@ -34,7 +34,6 @@ def options(notices, *, undisturbed, bytes_per_s=None, env=None):
         seed=3,
         interval_steps=4,
         arguments=TINY,
-        disturbed_arguments=("--pause", "0.1"),
         env=env or {},
         stall_s=120.0,
         undisturbed=undisturbed,

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ from outlast.drill.oracle import Evidence, judge
 from outlast.drill.place import Conditions, Place, place, quiet
 from outlast.drill.report import Report
 from outlast.drill.schedule import ALL, Kind, Planned, schedule
-from outlast.drill.warned import schedule_notices
+from outlast.drill.warned import pace_s, schedule_notices
 
 _INSTALLED = Path(__file__).with_name("gpt.py")
 _IN_REPOSITORY = Path(__file__).parents[3] / "examples" / "gpt.py"
@@ -47,7 +47,6 @@ class Options:
         arguments: the example's own, such as its sizes.
         undisturbed: the folder of an undisturbed run that `train_undisturbed` made, to be used again.
         conditions: what the interrupted run has to live with.
-        disturbed_arguments: the example's own, of the interrupted run alone: what changes no result.
     """
 
     seed: int = 0
@@ -59,7 +58,6 @@ class Options:
     arguments: Sequence[str] = ()
     undisturbed: Path | None = None
     conditions: Conditions = field(default_factory=Conditions)
-    disturbed_arguments: Sequence[str] = ()
 
 
 Show = Callable[[str, str | None, int, int], None]
@@ -83,6 +81,7 @@ def drill_bundled(options: Options, show: Show = lambda *_: None) -> Report:
             lambda text, step: show("interrupted", text, step, steps),
             here,
             epoch_ends=ends,
+            steps=steps,
         )
     alone = options.undisturbed or folder / "undisturbed"
     undisturbed = alone / "store"
@@ -121,8 +120,7 @@ def train_undisturbed(
             read_lines(folder / "record.jsonl"), [], {}, json.loads(kept.read_text()), []
         ), read_final(folder)
     folder.mkdir(parents=True)
-    alone = replace(options, disturbed_arguments=())
-    course = _train(folder, alone, [], lambda text, step: show("undisturbed", text, step, 0), quiet(folder))
+    course = _train(folder, options, [], lambda text, step: show("undisturbed", text, step, 0), quiet(folder))
     if not course.failures:
         kept.write_text(json.dumps(course.exit_code))
     return course, read_final(folder)
@@ -159,13 +157,15 @@ def _train(
     here: Place,
     *,
     epoch_ends: frozenset[int] = frozenset(),
+    steps: int = 0,
 ) -> Course:
     record = folder / "record.jsonl"
+    pace = ("--pause", str(pace_s(plan, steps)))
     files = {"--record": record, "--final": folder / "final.json", "--track": folder / "tracked.jsonl"}
     script = [sys.executable, str(example()), *(str(part) for item in files.items() for part in item)]
     env = drill_env(interval_steps=options.interval_steps, grace_s=options.grace_s, folder=folder)
     machine = Machine(
-        outlast_run(here.url, [*script, *options.arguments, *options.disturbed_arguments]),
+        outlast_run(here.url, [*script, *options.arguments, *pace]),
         env={"OMP_NUM_THREADS": _THREADS, **env, **here.env, **options.env},
         token=folder.parent.name + folder.name,
         log=folder / "output.txt",

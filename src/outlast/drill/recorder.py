@@ -29,6 +29,8 @@ PLACE = "OUTLAST_DRILL_PLACE"
 """Environment: the run's place, whatever the script says: a drill writes to no store of the user's."""
 TAIL = "OUTLAST_DRILL_TAIL_S"
 """Environment: seconds that an epoch's tail lasts at least, so that it can be interrupted."""
+PACE = "OUTLAST_DRILL_STEP_S"
+"""Environment: seconds that an optimizer step takes longer, so that the run is not over before all was announced."""
 STATE = "outlast_drill"
 """The name under which the counter is handed to `Run`."""
 
@@ -113,6 +115,7 @@ class Recorder:
         self.stepped = False
         self.counter.step += 1
         samples, self.samples = self.samples, []
+        time.sleep(float(os.environ.get(PACE) or 0))
         self.write(samples=samples, lr=self.lr(), weights=self.weights())
 
     def handed_out(self, item: object) -> None:

@@ -74,9 +74,9 @@ def to_json(report: Report) -> str:
 def show(report: Report, console: Console) -> None:
     """Print the table of interruptions and the verdict."""
     table = Table(title=f"{len(report.interruptions)} interruptions in {report.steps} optimizer steps")
-    table.add_column("interruption", no_wrap=True)
+    table.add_column("interruption", no_wrap=all(item.notice is None for item in report.interruptions))
     for head in ("step", "lost", "allowed", "durable", "back"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     table.add_column("resumed", no_wrap=True)
     for item in report.interruptions:
         table.add_row(

@@ -20,7 +20,7 @@ from outlast.drill.place import Conditions, Place, place, quiet
 from outlast.drill.records import Line, last_step
 from outlast.drill.report import Report
 from outlast.drill.schedule import ALL, Planned, choose, schedule
-from outlast.drill.warned import schedule_notices
+from outlast.drill.warned import pace_s, schedule_notices
 
 _INTERVALS = 20
 """Saves in an undisturbed run, if `--save-every` does not say otherwise."""
@@ -155,6 +155,7 @@ def _train(
         recorder.PLACE: f"{here.url}/drill",
         recorder.LIMIT: str(options.steps or ""),
         recorder.TAIL: str(_TAIL_S),
+        recorder.PACE: str(pace_s(plan, steps)),
         **options.env,
     }
     machine = Machine(

@@ -47,6 +47,8 @@ class Moment(StrEnum):
     VALIDATION = "validation"
 
 
+_STEPS_IN_WARNING = 8
+_LEAST_PACE_S = 0.05
 AT_START = frozenset({Moment.WARM_UP, Moment.RESUMING})
 """Moments of the start that follows the interruption before."""
 
@@ -113,6 +115,17 @@ def schedule_notices(seed: int, notices: Notices, undisturbed: Sequence[Line]) -
         )
         found.append(Planned(Kind.NOTICE, at, draw.uniform(0.0, 0.3), warned))
     return found
+
+
+def pace_s(plan: Sequence[Planned], steps: int) -> float:
+    """Return how much longer each step of an interrupted run is to take, so that it is not over before all was announced.
+
+    A run that is told by a cloud trains on through most of its warning. A step stays short beside the shortest warning.
+    """
+    warnings = [item.warned.warning_s for item in plan if item.warned is not None]
+    if not warnings or steps < 1:
+        return 0.0
+    return max(min(sum(warnings) / steps, min(warnings) / _STEPS_IN_WARNING), _LEAST_PACE_S)
 
 
 class Announcer:
