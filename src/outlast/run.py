@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from outlast.state.capture import check_states
 from outlast.state.settings import describe
 from outlast.state.steps import StepWatch
 from outlast.trainer.batches import Batches
-from outlast.trainer.ending import ended_by, watch_exceptions
+from outlast.trainer.ending import ended_by, first_at_exit, watch_exceptions
 from outlast.trainer.frozen import stored
 from outlast.trainer.loop import Kind, Loop
 from outlast.trainer.metrics import as_number
@@ -279,13 +279,9 @@ class Run:
         if not self._keeper.tracking.may_add:
             msg = "run.track() came after run.log(): put it right after outlast.Run(...), so that the tracker misses nothing"
             raise ConfigError(msg)
+        first_at_exit(self._at_exit)
         for tracker in trackers:
-            self._keeper.tracking.add(
-                tracker,
-                self._tracked,
-                self.step if self.resumed else None,
-                lambda: _first_at_exit(self._at_exit),
-            )
+            self._keeper.tracking.add(tracker, self._tracked, self.step if self.resumed else None)
 
     def should_stop(self) -> bool:
         """Whether this machine goes away or Ctrl-C came: long evaluation may ask, and return early.
@@ -360,9 +356,3 @@ class Run:
             except (OutlastError, SystemExit) as error:
                 say(f"the save that was asked for at step {self.step} is not durable: {error}")
         self._keeper.close(self.attempt, self.step)
-
-
-def _first_at_exit(hook: Callable[[], None]) -> None:
-    """Call it before what a tracker's package has registered, which may hang."""
-    atexit.unregister(hook)
-    atexit.register(hook)

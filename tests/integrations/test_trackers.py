@@ -167,6 +167,18 @@ def test_a_tracker_that_hangs_costs_no_save_and_no_exit(lab, call):
     assert read_notebook(notebooks(lab)[0]) == logged(lab), "the next attempt catches up"
 
 
+def test_a_tracker_that_hangs_holds_no_script_that_is_told_to_go_after_its_loop(lab):
+    """All is saved; what hangs is left to the next start, which trains nothing."""
+    script = start(lab, "notebook", T_HANG="write", T_THREAD=0, T_GATES="end", OUTLAST_GRACE_S=2)
+    lab.at("end")
+    script.kill(signal.SIGTERM)
+    assert script.wait() == os.EX_TEMPFAIL, lab.said()
+    assert lab.commits()[-1]["position"]["step"] == STEPS
+    assert notebooks(lab) == []
+    assert start(lab, "notebook").wait() == 0, lab.said()
+    assert read_notebook(notebooks(lab)[0]) == logged(lab)
+
+
 def test_an_exit_hook_that_hangs_does_not_hold_up_what_is_saved_last(lab):
     """A script that fails says so to its agent before a tracker's package has its turn: what is held becomes durable."""
     script = start(lab, "notebook", T_HANG="exit", T_FAIL="tail:1")

@@ -1,8 +1,8 @@
 """A small training script with trackers; it writes down what it logs, and waits at gates.
 
 T_TRACKERS: notebook (a tracker of its own, a file in the lab), tensorboard, mlflow, wandb. T_BOARD: TensorBoard's folder. T_HANG: the
-call (open, write, close) in which the notebook hangs for good; it has then left a thread and an exit hook behind that hang as well.
-`exit`: only the hook hangs. T_FAIL: place to raise at.
+call (open, write, close) in which the notebook hangs for good; it has then left an exit hook behind that hangs as well,
+and a thread, unless T_THREAD=0. `exit`: only the hook hangs. T_FAIL: place to raise at.
 T_LAB, T_NAME, T_GATES, T_RESUME: as in `trainer/train.py`.
 """
 
@@ -79,7 +79,7 @@ class Notebook:
     def _come_to(self, call):
         if HANG == call:
             atexit.register(hang_for_good)
-            threading.Thread(target=hang_for_good).start()
+            threading.Thread(target=hang_for_good, daemon=os.environ.get("T_THREAD") == "0").start()
             write("hangs", call=call)
             hang_for_good()
 
@@ -128,4 +128,4 @@ for epoch in run.epochs(3):
     come_to(f"tail:{epoch}")
     log(val=model(torch.ones(4)).item(), epoch=epoch)
 log(test=model(torch.zeros(4)).item())
-write("end")
+come_to("end")

@@ -97,7 +97,7 @@ def test_a_step_is_shown_once_it_is_durable_and_whole():
     """All that is logged at a step is one row; the step that a save stands at is not over."""
     ledger = Ledger()
     tracker = Memory()
-    ledger.tracking.add(tracker, RUN, None, lambda: None)
+    ledger.tracking.add(tracker, RUN, None)
     for step in range(4):
         ledger.tracking.log(step, {"loss": float(step)})
     ledger.tracking.log(3, {"val": 30.0})
@@ -116,7 +116,7 @@ def test_a_resume_reads_back_what_a_tracker_lacks():
     ledger = Ledger(before)
     behind, level, ahead = Memory(has=1), Memory(has=4), Memory(has=6)
     for tracker in (behind, level, ahead):
-        ledger.tracking.add(tracker, RUN, 5, lambda: None)
+        ledger.tracking.add(tracker, RUN, 5)
     for step in (5, 6, 7):
         ledger.tracking.log(step, {"loss": float(step)})
     ledger.durable(7)
@@ -135,7 +135,7 @@ def test_a_new_agent_is_asked_again():
     ledger = Ledger({0: {"loss": 0.0}})
     ledger.is_silent = True
     tracker = Memory()
-    ledger.tracking.add(tracker, RUN, 1, lambda: None)
+    ledger.tracking.add(tracker, RUN, 1)
     eventually("it is asked", lambda: ledger.asked)
     ledger.is_silent = False
     ledger.tracking.heard(None)
@@ -148,7 +148,7 @@ def test_what_a_hanging_tracker_has_no_room_for_is_read_back(monkeypatch):
     gate = threading.Event()
     ledger = Ledger({step: {"loss": float(step)} for step in range(20)})
     tracker = Memory(at=lambda call: call == "write" and gate.wait(DEADLINE_S))
-    ledger.tracking.add(tracker, RUN, None, lambda: None)
+    ledger.tracking.add(tracker, RUN, None)
     for step in range(20):
         ledger.tracking.log(step, {"loss": float(step)})
         ledger.durable(step)
@@ -170,7 +170,7 @@ def test_a_tracker_that_failed_is_opened_again_and_lacks_nothing(monkeypatch, ca
             raise failures.pop()
 
     tracker = Memory(at=at)
-    ledger.tracking.add(tracker, RUN, None, lambda: None)
+    ledger.tracking.add(tracker, RUN, None)
     for step in range(9):
         ledger.tracking.log(step, {"loss": float(step)})
         ledger.durable(step)
@@ -186,9 +186,8 @@ def test_nothing_is_begun_between_a_notice_and_its_save():
     """The seconds belong to the save; a hang is no reason to hold anything longer than that."""
     ledger = Ledger()
     tracker = Memory()
-    began = threading.Event()
-    ledger.tracking.add(tracker, RUN, None, began.set)
-    assert began.wait(DEADLINE_S)
+    ledger.tracking.add(tracker, RUN, None)
+    eventually("it is open", lambda: tracker.opened)
     ledger.tracking.hold()
     ledger.tracking.log(0, {"loss": 0.0})
     with ledger.tracking._changed:
@@ -203,9 +202,8 @@ def test_a_superseded_attempt_shows_nothing_more():
     """Its run goes on elsewhere already."""
     ledger = Ledger()
     tracker = Memory()
-    began = threading.Event()
-    ledger.tracking.add(tracker, RUN, None, began.set)
-    assert began.wait(DEADLINE_S)
+    ledger.tracking.add(tracker, RUN, None)
+    eventually("it is open", lambda: tracker.opened)
     ledger.tracking.hold()
     ledger.tracking.log(0, {"loss": 0.0})
     with ledger.tracking._changed:
@@ -220,7 +218,7 @@ def test_with_the_agent_gone_what_cannot_be_read_back_is_left_to_the_next_attemp
     ledger = Ledger({0: {"loss": 0.0}})
     ledger.is_silent = True
     tracker = Memory()
-    ledger.tracking.add(tracker, RUN, 1, lambda: None)
+    ledger.tracking.add(tracker, RUN, 1)
     ledger.tracking.log(1, {"loss": 1.0})
     ledger.durable(2)
     eventually("it is asked", lambda: ledger.asked)

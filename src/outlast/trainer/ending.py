@@ -62,6 +62,21 @@ def flush_logging() -> threading.Thread:
     return thread
 
 
+def first_at_exit(hook: Callable[[], None]) -> None:
+    """Call an exit hook as soon as the main thread has ended, before those of others, which may hang.
+
+    Where other threads go on then, which may be what trains, it is left to its turn.
+    """
+
+    def wait() -> None:
+        main = threading.main_thread()
+        main.join()
+        if all(thread.daemon or thread is main for thread in threading.enumerate()):
+            hook()
+
+    threading.Thread(target=wait, name="outlast-main", daemon=True).start()
+
+
 def exit_by(at_s: float, code: int, last: Callable[[], None]) -> None:
     """End this process at `at_s` (monotonic) with `code`, unless it has ended before, whatever still runs in it.
 

@@ -30,7 +30,6 @@ class Feed:
         run: what is tracked.
         changed: the lock, told of all news.
         read: asks for what was logged at steps over one, up to another; the answer comes as `told`.
-        opened: called each time that the tracker has been opened.
         resumed_step: the step that this attempt goes on from; None for a fresh start.
 
     Attributes:
@@ -46,7 +45,6 @@ class Feed:
         run: TrackedRun,
         changed: threading.Condition,
         read: Callable[[int, int], None],
-        opened: Callable[[], None],
         *,
         resumed_step: int | None,
     ) -> None:
@@ -57,7 +55,6 @@ class Feed:
         self._run = run
         self._changed = changed
         self._read = read
-        self._opened = opened
         self._rows: deque[Row] = deque()
         self._seam = -1 if resumed_step is None else resumed_step
         self._first: Row | None = None
@@ -109,7 +106,6 @@ class Feed:
     def _follow(self) -> None:
         """From `open` to `close`."""
         last = self._tracker.open(self._run)
-        self._opened()
         with self._changed:
             # What was written before a failure, and is not there any more, is read back.
             self._lacks_upto = max(self._lacks_upto, self._last)

@@ -293,14 +293,16 @@ class Keeper:
             )
         if self._signals.abandon or self._give_up:
             return
+        in_time = True
         if self._ending == "finished" or (self._saved_as == "finished" and not self._changed):
-            self._finish_trackers(
-                _TRACKERS_FINISHED_S, final=True
-            )  # all is durable, and the agent still reads back
+            # All is durable, and the agent is still there to read back.
+            in_time = self._finish_trackers(_TRACKERS_FINISHED_S, final=True)
         self._saver.finish()
         self.tracking.cut()
         self._link.close(self._ending)
-        self._finish_trackers(_TRACKERS_S)
+        in_time = self._finish_trackers(_TRACKERS_S) and in_time
+        if not in_time and self._signals.stop:
+            self._exit_soon(step, EXIT_PREEMPTED)
 
     def _take_due(self, order: Order) -> bool:
         asked = self.page[Word.EMERGENCIES]
@@ -369,10 +371,15 @@ class Keeper:
         now = time.monotonic()
         logs.join(max(self._outside_until_s(now, _EXIT_S) - now, _EXIT_S / 10))
         if not in_time or logs.is_alive():
-            welcome = self._link.welcome
-            assert welcome is not None
-            at_s = max(self._outside_until_s(now, _TRACKERS_LEAVING_S), time.monotonic() + _EXIT_S)
-            exit_by(at_s, code, lambda: self.close(welcome.attempt, step))
+            self._exit_soon(step, code)
+
+    def _exit_soon(self, step: int, code: int) -> None:
+        """Give the script a moment for its own cleaning up; whatever hangs then, its process ends."""
+        welcome = self._link.welcome
+        assert welcome is not None
+        now = time.monotonic()
+        at_s = max(self._outside_until_s(now, _TRACKERS_LEAVING_S), now + _EXIT_S)
+        exit_by(at_s, code, lambda: self.close(welcome.attempt, step))
 
     def _finish_trackers(self, most_s: float, *, final: bool = False) -> bool:
         """Let the trackers take what counts, once; whether they have."""

@@ -45,16 +45,13 @@ class Tracking:
         """Whether there is any tracker."""
         return bool(self._feeds)
 
-    def add(
-        self, tracker: Tracker, run: TrackedRun, resumed_step: int | None, opened: Callable[[], None]
-    ) -> None:
+    def add(self, tracker: Tracker, run: TrackedRun, resumed_step: int | None) -> None:
         """Begin to feed a tracker.
 
         Args:
             tracker: it.
             run: what is tracked.
             resumed_step: the step that this attempt goes on from; None for a fresh start.
-            opened: called, in the tracker's thread, each time that it has been opened.
         """
         number = len(self._feeds)
         feed = Feed(
@@ -62,7 +59,6 @@ class Tracking:
             run,
             self._changed,
             lambda after, upto: self._send(ReadLogged(reader=number, after=after, upto=upto)),
-            opened,
             resumed_step=resumed_step,
         )
         self._feeds.append(feed)
