@@ -13,6 +13,7 @@ from outlast import _process
 from outlast._errors import StoreUnavailable
 from outlast.agent.printed import MOST_WAITING_BYTES, Printed
 from outlast.checkpoint.manifest import AttemptRecord
+from outlast.checkpoint.output import list_output, read_output
 from saving import RUN_ID, UTC, MemoryStore
 
 HERE = _process.process_id()
@@ -117,6 +118,24 @@ def test_a_store_that_was_away_gets_what_was_printed_once() -> None:
     away = False
     printed.end(60.0)
     assert text(store) == "one\ntwo\n"
+
+
+def test_the_places_of_each_attempt_are_counted_from_its_own_start() -> None:
+    """Also where one command runs two scripts, so that nothing seems to be missing."""
+    store = MemoryStore()
+    printed = Printed()
+    printed.claimed(store, record(1), 0, may_put=lambda: True)
+    printed.keep("stdout", b"one\n")
+    eventually("it is put", lambda: text(store, 1) == "one\n")
+    printed.claimed(store, record(2), 0, may_put=lambda: True)
+    printed.keep("stdout", b"two\n")
+    printed.end(60.0)
+    printed.keep("stdout", b"before\n")
+    printed.claimed(store, record(3), 0, may_put=lambda: True)
+    printed.keep("stdout", b"three\n")
+    printed.end(60.0)
+    places = [(output.attempt, output.at) for output in read_output(store, list_output(store), pytest.fail)]
+    assert places == [(1, 0), (2, 0), (3, 0)]
 
 
 def test_a_character_that_comes_in_two_reads_is_whole() -> None:

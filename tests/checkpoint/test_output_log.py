@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 
 from outlast._errors import StoreUnavailable
@@ -120,6 +123,53 @@ def test_an_agent_that_takes_over_writes_on_behind_what_is_there() -> None:
     Printer(store).put("after\n")
     outputs = list(read_output(store, list_output(store), pytest.fail))
     assert [(output.at, output.text) for output in outputs] == [(0, "before\n"), (7, "after\n")]
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+def test_killed_at_any_operation_nothing_durable_is_lost_and_nothing_doubled(arrives: bool) -> None:
+    """Before it or right after; then an agent takes over and prints on."""
+
+    class Dying(MemoryStore):
+        left: float = 0
+
+        def put(self, key: str, data: bytes) -> None:
+            self._step(lambda: super(Dying, self).put(key, data))
+
+        def delete(self, keys: list[str]) -> None:
+            self._step(lambda: super(Dying, self).delete(list(keys)))
+
+        def _step(self, act: Callable[[], None]) -> None:
+            self.left -= 1
+            if self.left < 0:
+                if arrives:
+                    act()
+                raise Killed
+            act()
+
+    texts = [f"{n}" * (BLOCK_BYTES // 3) + "\n" for n in range(8)]
+    lives = 0
+    for lives in range(100):
+        store = Dying()
+        store.left = lives
+        printer, durable = Printer(store), 0
+        try:
+            for text in texts:
+                printer.put(text)
+                durable += 1
+        except Killed:
+            pass
+        store.left = math.inf
+        Printer(store).put("after\n")
+        found, faults = read(store)
+        assert faults == []
+        assert found in {"".join(texts[:n]) + "after\n" for n in range(durable, len(texts) + 1)}
+        if durable == len(texts):
+            break
+    assert lives > len(texts), "every operation was killed once, and then none"
 
 
 def test_a_damaged_block_is_said_and_the_others_are_read() -> None:

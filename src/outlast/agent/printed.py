@@ -77,6 +77,9 @@ class Printed:
     def claimed(self, store: Store, record: AttemptRecord, rank: int, may_put: Callable[[], bool]) -> None:
         """From now on it belongs to this attempt; nothing is put while `may_put()` is False."""
         with self._changed:
+            if self._to is not None:  # another script of the same command
+                self._begin_at = self._waiting[0].at if self._waiting else self._at
+                self._failed = None
             self._to = OutputLog(store, record.attempt, record.nonce, rank)
             self._may_put = may_put
             self._changed.notify_all()

@@ -31,9 +31,9 @@ OUTPUT = "OUTLAST_OUTPUT"
 PIPE_BYTES = 1 << 20
 """What waits while an agent takes over; the most that Linux gives without asking."""
 READ_BYTES = 64 << 10
-PAUSE_S = 0.005
+PAUSE_S = 0.02
 """Before what has come is read: a line that was written in pieces mostly passes whole, and a script that prints line by line wakes
-the agent 200 times a second at most."""
+the agent 50 times a second at most. Nobody sees it."""
 FLUSH_S = 5.0
 """Longest wait for the store, once the script has ended."""
 DRAIN_S = 10.0
@@ -204,20 +204,19 @@ class _Copy:
         poll = select.poll()
         poll.register(self._stream.source, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        is_asked = False
         while True:
-            poll.poll()
-            time.sleep(PAUSE_S)
-            with contextlib.suppress(BlockingIOError):
-                is_asked = os.eventfd_read(self._wake) > 0
+            is_asked = self._wake in {fd for fd, _ in poll.poll()}
+            if is_asked:
+                os.eventfd_read(self._wake)
+            else:
+                time.sleep(PAUSE_S)
             while self._move():
                 pass
             if is_asked:
-                is_asked = False
                 self._is_empty.set()
 
     def _move(self) -> bool:
-        """Pass on what is there; False where nothing is."""
+        """Pass on what is there; False where there was no more."""
         try:
             data = os.read(self._stream.source, READ_BYTES)
         except BlockingIOError:
@@ -225,7 +224,7 @@ class _Copy:
         self._keep(self._stream.name, data)  # first: passing on may take as long as somebody likes
         if self._stream.target is not None:
             _pass_on(self._stream.target, data)
-        return bool(data)
+        return len(data) == READ_BYTES
 
 
 @dataclass(frozen=True)
