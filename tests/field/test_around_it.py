@@ -104,6 +104,7 @@ def test_azures_first_answer_takes_up_to_two_minutes(lab):
         assert "warning" not in script.text
         answers.set()
         script.says("Azure Preempt: this machine goes away")
+        script.says("then the trainer leaves")
         lab.open("step:5")
         assert script.wait() == os.EX_TEMPFAIL, lab.said()
         assert service.times_asked(AZURE_EVENTS) >= 2

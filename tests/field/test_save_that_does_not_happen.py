@@ -155,6 +155,7 @@ def test_notice_to_power_off_was_11_s(lab, by):
         beside.write_text(json.dumps({"seconds": 11}))
         beside.rename(notice)
     script.says("this machine goes away in 11 s")
+    script.says("then the trainer leaves")
     lab.open("step:5")
     assert lab.committed(5)["reason"] == "emergency"
     assert script.wait() == os.EX_TEMPFAIL

@@ -66,7 +66,7 @@ def test_a_handler_that_is_set_later_takes_no_save_away(lab: Lab) -> None:
     lab.at("step:5")
     started.kill(signal.SIGTERM)
     started.says("it heard")
-    started.says("SIGTERM: this machine goes away")
+    started.says("then the trainer leaves")
     lab.open("step:5")
     assert started.wait() == PREEMPTED, lab.said()
     assert [(commit["reason"], commit["step"]) for commit in lab.commits()] == [("emergency", 5)]
