@@ -170,8 +170,11 @@ def told(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
             order(may_go[event])
         announce(cancelled.service, "aws", datetime.now(UTC) + timedelta(seconds=100))
         os.kill(sigterm.started.pid, signal.SIGTERM)
+        sigterm.started.says("then the trainer leaves")
+        cancelled.started.says("training goes on for")
+        for one in may_go.values():
+            one.started.says("then training goes on")
         for one in told_at_the_gate:
-            one.started.says("then the trainer leaves" if one is sigterm else "training goes on")
             one.lab.open(AT)
         for one in (*may_go.values(), cancelled):
             one.lab.at(LATER)
