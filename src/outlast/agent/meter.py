@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outlast.agent.protocol import Snapshot
@@ -39,9 +40,15 @@ class Meter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: deque[tuple[float, int]] = deque(maxlen=SAVES_KEPT)
+        self._before: list[tuple[float, int]] = []
         self._begun_s: float | None = None
         self._left_bytes = self._written_bytes = 0
         self._snapshot_bytes = 0
+
+    def precede(self, saves: Sequence[tuple[float, int]]) -> None:
+        """Reckon by these, seconds and bytes written, until a save was measured here."""
+        with self._lock:
+            self._before = list(saves[-SAVES_KEPT:])
 
     def begin(self, snapshot: Snapshot) -> None:
         """A snapshot's save begins."""
@@ -67,7 +74,9 @@ class Meter:
         """What is known now."""
         now = time.monotonic()
         with self._lock:
-            last: tuple[float | None, int] = max(self._last, default=(None, self._snapshot_bytes))
+            last: tuple[float | None, int] = max(
+                self._last or self._before, default=(None, self._snapshot_bytes)
+            )
             seconds, nbytes = last
             flight_s = None if self._begun_s is None else now - self._begun_s
             rate = nbytes / max(seconds, 1e-9) if seconds is not None else 0.0

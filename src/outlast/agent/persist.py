@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -171,6 +171,10 @@ class Persister:
     def measured(self) -> Measured:
         """What saves cost so far. Thread-safe."""
         return self._meter.measured()
+
+    def precede(self, saves: Sequence[tuple[float, int]]) -> None:
+        """Reckon by the saves of earlier attempts, seconds and bytes written, until one was measured. Thread-safe."""
+        self._meter.precede(saves)
 
     def hurry(self, hurried: bool) -> None:
         """While this machine is about to go: write everything with normal priority, wait for nothing, nothing in full."""

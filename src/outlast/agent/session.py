@@ -20,6 +20,7 @@ from outlast.agent.ledger import Ledger
 from outlast.agent.opening import Opening
 from outlast.agent.persist import Persister
 from outlast.agent.place import open_place
+from outlast.agent.precedent import learn
 from outlast.agent.printed import Printed
 from outlast.agent.protocol import (
     PROTOCOL,
@@ -293,10 +294,13 @@ class Session:
         heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
         heed = Heed(page, persister, retention, say=self._say, note=self._record)
         retelling = Retelling(store, record, hello.rank, send=self._wire.send, say=self._say)
-        claimed = Claimed(hello, store, record, events, page, persister, retention, heartbeat, heed, retelling)
+        claimed = Claimed(
+            hello, store, record, events, page, persister, retention, heartbeat, heed, retelling
+        )
         with self._lock:
             self.claimed = claimed
             notices = self._notices
+        learn(store, record.attempt, hello.rank, persister.precede)
         page[Word.INTERRUPTS] = self._interrupts
         heed.look(notices)
         if self._printed is not None:

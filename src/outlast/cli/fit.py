@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -11,6 +10,7 @@ from cyclopts import App, Parameter
 from outlast._config import parse_bytes, parse_duration_s, parse_rate_bytes_per_s
 from outlast._errors import ConfigError
 from outlast._types import Json
+from outlast.agent.precedent import saves_in
 from outlast.checkpoint import catalog
 from outlast.cli._place import open_run
 from outlast.cli._recent import recent_events
@@ -77,21 +77,10 @@ def _slowest_save(run: str) -> tuple[int, float]:
     """Bytes and seconds of the slowest of a run's last saves."""
     store, _ = open_run(run)
     faults: list[str] = []
-    saves = _measured(recent_events(store, catalog.attempts(store), (), faults.append))
+    saves = saves_in(recent_events(store, catalog.attempts(store), (), faults.append))
     if not saves:
         damaged = f" ({'; '.join(faults)})" if faults else ""
         msg = f"{store.url} tells of no save that wrote anything of late{damaged}; give --state and --rate"
         raise ConfigError(msg)
-    return max(saves[-SAVES_READ:], key=lambda save: save[1])
-
-
-def _measured(events: Sequence[dict[str, Json]]) -> list[tuple[int, float]]:
-    """Bytes and seconds of the saves that wrote something, oldest first."""
-    found = []
-    for event in events:
-        wrote, took_s = event.get("bytes_written"), event.get("seconds")
-        if event.get("kind") != "save" or not isinstance(wrote, int) or not isinstance(took_s, (int, float)):
-            continue
-        if wrote > 0 and took_s > 0:
-            found.append((wrote, float(took_s)))
-    return found
+    took_s, wrote = max(saves[-SAVES_READ:])
+    return wrote, took_s

@@ -137,6 +137,10 @@ def _spared(director: Director, warned: Warned, tell: Announcer) -> list[str]:
     if warned.fault not in SPARING:
         return []
     director.look()
+    # One that has measured no save cannot know that there is time to train on.
+    known = len(director.saved)
+    while warned.fault == "cancelled" and len(director.saved) == known:
+        director.wait_line(lambda line: line.tail is None, "a save before a notice that is cancelled")
     lives = director.trains()
     before, since = _last_pid(director), time.time()
     tell.arm(warned)

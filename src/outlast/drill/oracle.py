@@ -64,6 +64,7 @@ def judge(
     failures = [f"undisturbed run: {text}" for text in _ended_badly(undisturbed, undisturbed_final)]
     failures += _ended_badly(course, evidence.final)
     interruptions = []
+    since = 0
     for happened in course.happened:
         item = _measure(happened, course, evidence, last_step(undisturbed.lines))
         interruptions.append(item)
@@ -71,8 +72,9 @@ def judge(
         failures += [f"{place}: {text}" for text in happened.failures]
         if item.notice is not None and (text := fitting.unused(item.notice)):
             failures.append(f"{place}: {text}")
-        if text := _unprinted(happened, course.lines, evidence):
+        if text := _unprinted(happened, course.lines[since : happened.lines_before], evidence):
             failures.append(f"{place}: {text}")
+        since = happened.lines_before
         if item.steps_lost is None:
             failures.append(f"{place}: no step followed")
         elif text := _older_than_the_newest(happened, item.steps_lost):
@@ -294,9 +296,8 @@ def _tail_differences(expected: Sequence[Line], found: Sequence[Line], *, reprod
     return _some(failures, "tails that differ")
 
 
-def _unprinted(happened: Happened, lines: Sequence[Line], evidence: Evidence) -> str | None:
+def _unprinted(happened: Happened, before: Sequence[Line], evidence: Evidence) -> str | None:
     """What the script printed before its end is on the store: all of it if it ended by itself, else what is older than 5 s."""
-    before = lines[: happened.lines_before]
     if evidence.printed is None or not before:
         return None
     announced = happened.announced
