@@ -6,7 +6,8 @@
 #   make slurm    install a real Slurm for the tests of tests/real (root on Debian); skipped by name without one
 #   make test-gpu the tests that need a CUDA device; each is skipped by name without one
 #   make bench    what a save costs beside what people use, on this machine, which must do nothing else
-#   make soak     hundreds of random schedules of interruptions (half an hour)
+#   make soak     a thousand announced interruptions, two and a half hours; stopped, it goes on where it was when called again
+#   make soak-schedules  hundreds of random schedules of kills without torch (half an hour)
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c \
   'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
@@ -14,7 +15,7 @@ BIN := .venv/bin
 READY := .venv/ready
 AZURITE := .venv/node_modules/.bin/azurite-blob
 
-.PHONY: drill drill-scripts test slurm test-gpu bench lint types check
+.PHONY: drill drill-scripts test slurm test-gpu bench lint types check soak soak-schedules
 .DELETE_ON_ERROR:
 
 drill: $(READY)
@@ -52,6 +53,9 @@ types: $(READY)
 check: lint types test
 
 soak: $(READY)
+	$(BIN)/python benchmarks/soak.py
+
+soak-schedules: $(READY)
 	OUTLAST_TEST_EXAMPLES=500 $(BIN)/pytest --timeout 7200 tests/crash/test_interruptions_property.py
 
 # torch first and alone: so pip takes a CPU build that an index or --find-links of this machine offers.
