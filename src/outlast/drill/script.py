@@ -149,7 +149,11 @@ def _train(
     env = drill_env(interval_steps=interval, grace_s=options.grace_s, folder=folder)
     env["PYTHONPATH"] = ":".join(filter(None, (str(inject), env.get("PYTHONPATH"))))
     env |= _OFFLINE
-    env |= {"MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(), "WANDB_DIR": str(folder)}
+    env |= {
+        "MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "WANDB_DIR": str(folder),
+    }
     env |= {
         recorder.FOLDER: str(folder),
         recorder.PLACE: f"{here.url}/drill",
