@@ -150,7 +150,7 @@ class Trainer:
         agent = self.link._own_agent
         with self.link._lock:  # from here on the link starts no new agent
             self.link._leaving = True
-            self.link._unsaved.clear()
+            self.link._told.unsaved.clear()
         if agent is not None and agent_too:
             agent.kill()
         self._body.kill()

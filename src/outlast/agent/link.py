@@ -5,7 +5,6 @@ No torch here: tensors are copied into arenas by `snapshot/stager.py`, this move
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import threading
@@ -45,6 +44,7 @@ from outlast.agent.protocol import (
 )
 from outlast.agent.refilling import Refilling
 from outlast.agent.tee import give_back
+from outlast.agent.told import Told
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.plan import Part
 from outlast.snapshot.arena import Arena
@@ -60,6 +60,8 @@ _ANSWERS_KEPT = 16
 """Answers that somebody may still ask for; at most two snapshots are under way at a time."""
 
 
+_OF_THE_TRAINER = (Word.BATCHES, Word.STEPS, Word.SAFE_POINT_NS, Word.SAFE_POINT_BATCHES, Word.PHASE)
+"""Words of the page that the trainer writes."""
 Copy: TypeAlias = Callable[[Filled, Arena | None, Callable[[Taken], None]], None]
 """Begins to copy a batch to where it belongs; gets the arena that the agent lends, if it does, and whom to tell the end."""
 
@@ -84,17 +86,12 @@ class Link:
         self._wire, self._own_agent = connect()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._arenas: dict[int, Arena] = {}
-        self._unsaved: dict[int, Snapshot] = {}
+        self._told = Told()
         self._reserved: dict[int, int] = {}
-        self._given_back: GiveBack | None = None
         self._saved: dict[int, Saved] = {}
         self._events: list[dict[str, object]] = []
-        self._sent_events: list[dict[str, object]] = []
-        self._kept_events = 0
         self._lost_s: list[float] = []
         self._filled: list[Filled] = []
-        self._heard_until_s: dict[str, float] = {}
         self._agents = 1
         self._leaving = False
         self._outcome: Ending = "error"
@@ -185,7 +182,7 @@ class Link:
     def add_arena(self, index: int, arena: Arena) -> None:
         """Hand over an arena; replaces the one of this index, which must be free."""
         with self._lock:
-            self._arenas[index] = arena
+            self._told.arenas[index] = arena
             self._try_send(ArenaMessage(index=index), (arena.fd,))
 
     def reserve(self, snapshot: Snapshot) -> None:
@@ -198,7 +195,7 @@ class Link:
         with self._lock:
             self._reserved.pop(snapshot.number, None)
             self._flush_events()
-            self._unsaved[snapshot.number] = snapshot
+            self._told.unsaved[snapshot.number] = snapshot
             self._try_send(snapshot)
 
     def is_free(self, index: int) -> bool:
@@ -230,14 +227,14 @@ class Link:
     def waiting(self) -> int | None:
         """The newest interval snapshot that is not answered: what the agent may not have begun. None if there is none."""
         with self._lock:
-            numbers = [n for n, snapshot in self._unsaved.items() if snapshot.reason is Reason.INTERVAL]
+            numbers = [n for n, snapshot in self._told.unsaved.items() if snapshot.reason is Reason.INTERVAL]
             return max(numbers, default=None)
 
     def give_back(self, number: int, until_ns: int | None) -> None:
         """Ask for the arena of a snapshot that was not begun: a newer state is at hand, and waits until then."""
         with self._lock:
-            self._given_back = GiveBack(number=number, until_ns=until_ns)
-            self._try_send(self._given_back)
+            self._told.given_back = GiveBack(number=number, until_ns=until_ns)
+            self._try_send(self._told.given_back)
 
     def answer(self, number: int) -> Saved | None:
         """What came of a snapshot; None while it is not known."""
@@ -266,8 +263,7 @@ class Link:
         """Tell the agent of a signal that reached this process; a new agent is told what is left of its grace."""
         now = time.monotonic()
         with self._lock:
-            if now > self._heard_until_s.get(source, -math.inf):  # a repetition does not move the deadline
-                self._heard_until_s[source] = now + grace_s
+            self._told.heard(source, grace_s, now)
             self._try_send(NoticeHeard(source=source, grace_s=grace_s))
 
     def ask(self, message: Message) -> None:
@@ -328,15 +324,14 @@ class Link:
                 continue
             if isinstance(message, EventsKept):
                 with self._lock:
-                    del self._sent_events[: max(message.count - self._kept_events, 0)]
-                    self._kept_events = max(message.count, self._kept_events)
+                    self._told.kept(message.count)
             elif isinstance(message, Filled):
                 with self._changed:
                     self._filled.append(message)
                     self._changed.notify_all()
             elif isinstance(message, Saved):
                 with self._changed:
-                    snapshot = self._unsaved.pop(message.number, None)
+                    snapshot = self._told.unsaved.pop(message.number, None)
                     if snapshot is not None and message.checkpoint is not None:
                         self.newest_index = snapshot.index
                     self._answered(message)
@@ -347,7 +342,7 @@ class Link:
 
     def _busy(self) -> set[int]:
         """Arenas in which something lies, or is being copied, that is still to be read."""
-        return {snapshot.index for snapshot in self._unsaved.values()} | set(self._reserved.values())
+        return {snapshot.index for snapshot in self._told.unsaved.values()} | set(self._reserved.values())
 
     def _answered(self, saved: Saved) -> None:
         self.retake = self.retake or saved.retake
@@ -360,7 +355,7 @@ class Link:
         with self._changed:
             if self._wire is not None:
                 self._wire.close()
-            if self._leaving and not self._unsaved:
+            if self._leaving and not self._told.unsaved:
                 self._wire = None
                 self._changed.notify_all()
                 return False
@@ -392,29 +387,13 @@ class Link:
         with self._changed:
             old = self.page
             if old is not None:
-                for word in (
-                    Word.BATCHES,
-                    Word.STEPS,
-                    Word.SAFE_POINT_NS,
-                    Word.SAFE_POINT_BATCHES,
-                    Word.PHASE,
-                ):
+                for word in _OF_THE_TRAINER:
                     page[word] = old[word]
             self.page = page
             self._wire, self._own_agent = wire, process
             self._agents += 1
-            self._kept_events = 0
-            now = time.monotonic()
-            for source, until_s in self._heard_until_s.items():
-                self._try_send(NoticeHeard(source=source, grace_s=until_s - now))
-            for index, arena in self._arenas.items():
-                self._try_send(ArenaMessage(index=index), (arena.fd,))
-            if self._sent_events:
-                self._try_send(Events(records=tuple(self._sent_events)))
-            for number in sorted(self._unsaved):
-                self._try_send(self._unsaved[number])
-            if self._given_back is not None and self._given_back.number in self._unsaved:
-                self._try_send(self._given_back)  # asked of the agent that is gone
+            for again, with_it in self._told.again(time.monotonic()):
+                self._try_send(again, with_it)
             if self._leaving:
                 self._try_send(Bye(outcome=self._outcome))
             self._changed.notify_all()
@@ -430,7 +409,7 @@ class Link:
     def _flush_events(self) -> None:
         if self._events:
             events, self._events = self._events, []
-            self._sent_events += events  # until the agent has them durable: it may be killed alone before
+            self._told.sent(events)
             self._try_send(Events(records=tuple(events)))
 
     def _try_send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
