@@ -64,7 +64,7 @@ def main():
             }
             record.write(json.dumps(line) + "\n")
             record.flush()
-            while run._keeper._link._unsaved:  # a store that keeps up, so that each step is saved
+            while run._keeper._link._told.unsaved:  # a store that keeps up, so that each step is saved
                 time.sleep(0.01)
 
 

@@ -32,7 +32,7 @@ def late(monkeypatch, run):
 
     def write_and_submit(snapshot):
         box = snapshot.tensors[1]
-        run.link._arenas[snapshot.index].view[box.at] ^= 1
+        run.link._told.arenas[snapshot.index].view[box.at] ^= 1
         submit(snapshot)
 
     monkeypatch.setattr(run.link, "submit", write_and_submit)
