@@ -99,7 +99,7 @@ def solve(model: Floats, job: Job, cost: Prices, own_steps_per_s: float) -> Valu
         for started in range(1, waits):
             usd[left, warming(SPOT, started)] = np.minimum(free, np.where(is_up, spot[started], _NEVER))
             usd[left, warming(OWN, started)] = np.minimum(free, own[started])
-        usd[left][:, :, work_left_s <= 0] = 0.0
+        _extend(usd[left], slack_s, int(np.searchsorted(slack_s, left * TICK_S)))
     return Values(slack_s, usd, moves, jumps)
 
 
@@ -160,6 +160,14 @@ def _grid(longest_s: float) -> Floats:
     while points[-1] < longest_s:
         points.append(points[-1] * _COARSE)
     return np.array(points)
+
+
+def _extend(usd: Table, slack_s: Floats, done: int) -> None:
+    """Go on straight to the first point at which no work is left, from where interpolation starts; beyond it, nothing is asked for."""
+    usd[:, :, done:] = 0.0
+    if 2 <= done < len(slack_s):
+        slope = (usd[:, :, done - 1] - usd[:, :, done - 2]) / np.float32(slack_s[done - 1] - slack_s[done - 2])
+        usd[:, :, done] = usd[:, :, done - 1] + slope * np.float32(slack_s[done] - slack_s[done - 1])
 
 
 def _moves(moves: Floats, elsewhere: float) -> tuple[Table, Table]:
