@@ -18,7 +18,7 @@ AGE_EDGES = (1, 2, 4, 8, 16, 32, 64, 128)
 """The last tick of every range of ages but the last, which has no end."""
 RANGES = len(AGE_EDGES) + 1
 UP, DOWN = 0, 1
-_SHRINK_TICKS = 10.0
+_SHRINK_TICKS = 60.0
 """How many ticks of all zones together each range of one zone counts as having seen."""
 _PRIOR_ENDS, _PRIOR_TICKS = 0.5, 5.0
 """What every range has seen before any trace: so that no hazard is 0 or 1."""

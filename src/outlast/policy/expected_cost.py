@@ -8,6 +8,7 @@ weighed, is least. No choice is taken that `capacity.is_safe` refuses, so a wron
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,10 @@ from outlast.policy import availability
 from outlast.policy.availability import DOWN, RANGES, UP, Seen
 from outlast.policy.capacity import TICK_S, WAIT, Bools, Floats, Ints, Job, Market, Situation, is_safe
 from outlast.policy.spot_value import IDLE, OWN, SPOT, Values, place, prices, solve, warming
+
+_INDEPENDENT, _ELSEWHERE = 3, 0.9
+"""Zones go and come together more than chance would have it: no more than so many count as independent of each other, and that another
+one is there when one is lost is never surer than this."""
 
 
 @dataclass(frozen=True)
@@ -93,49 +98,59 @@ class _Look:
         self.after = np.array([values.after(ticks - 1) for values in policy.values])
         self.weights = availability.weights(seen)
         self.states = availability.age_range(seen.ages) + np.where(seen.is_up, UP, DOWN) * RANGES
-        self.leading = self._leading()
 
     def wait(self) -> Floats:
-        """Nothing is held."""
-        return self._then(IDLE, self.leading, self.slack_s - TICK_S)
+        """Nothing is held; spot is taken later."""
+        return self._later(IDLE, self.slack_s - TICK_S)
 
     def own(self, pool: int) -> Floats:
         """On-demand is held; spot goes and comes meanwhile."""
-        return self._held(pool, OWN, self.leading, 1.0) + self._moving(pool)
+        return self._held(pool, OWN, 1.0, self._later) + self._moving(pool)
 
     def spot(self, pool: int) -> Floats:
         """A spot machine of `pool` is held; infinite where there is none."""
-        market, now = self.policy.market, self.now
-        at = market.spot.index(pool)
-        column = np.full(len(now.held), at)
-        speed = market.pools[pool].steps_per_s
-        dearer = market.pools[pool].usd_per_step - market.pools[_cheapest(market)].usd_per_step
-        where = np.minimum(self.states[:, at], RANGES - 1)
-        stays_s = np.einsum("nk,kn->n", self.weights[:, at], self.policy.stays_s[:, where])
-        steps = np.minimum(stays_s * speed, now.steps_left)
-        usd = (
-            self._held(pool, SPOT, column, speed / self.own_pool.steps_per_s)
-            + dearer * steps
-            + self._moving(pool)
-        )
-        return np.where(self.seen.is_up[:, at], usd, np.inf)
+        at = self.policy.market.spot.index(pool)
+        speed = self.policy.market.pools[pool].steps_per_s / self.own_pool.steps_per_s
+        usd = self._held(pool, SPOT, speed, lambda held, slack_s: self._then(held, at, slack_s))
+        return np.where(self.seen.is_up[:, at], usd + self._dearer(pool, at) + self._moving(pool), np.inf)
 
-    def _held(self, pool: int, held: int, column: Ints, speed: float) -> Floats:
+    def _later(self, held: int, slack_s: Floats) -> Floats:
+        """From the next tick on, with spot taken then: in the best of the pools that are there, else in the one that comes first."""
+        found = np.full((len(self.policy.market.spot), len(slack_s)), np.inf)
+        best_away = np.full(len(slack_s), np.inf)
+        for at, pool in enumerate(self.policy.market.spot):
+            usd = self._then(held, at, slack_s) + self._dearer(pool, at) + self._moving(pool)
+            found[at] = np.where(self.seen.is_up[:, at], usd, np.inf)
+            best_away = np.minimum(best_away, usd)
+        best = found.min(axis=0)
+        return np.where(np.isfinite(best), best, best_away)
+
+    def _dearer(self, pool: int, at: int) -> Floats:
+        """What `pool` will cost more than the pool that the tables are made for, until it is lost."""
+        market = self.policy.market
+        usd_per_step = market.pools[pool].usd_per_step - market.pools[_cheapest(market)].usd_per_step
+        where = np.where(self.seen.is_up[:, at], self.states[:, at], 0)
+        stays_s = np.einsum("nk,kn->n", self.weights[:, at], self.policy.stays_s[:, where])
+        return np.asarray(
+            usd_per_step * np.minimum(stays_s * market.pools[pool].steps_per_s, self.now.steps_left)
+        )
+
+    def _held(self, pool: int, held: int, speed: float, then_of: Callable[[int, Floats], Floats]) -> Floats:
+        """Cost of a tick in `pool`, and of what follows by what is held then."""
         overhead_s = self.now.overhead_s(pool)
         rate = self.policy.market.usd_per_s[pool]
         need_s = overhead_s + self.work_left_s / speed
         slack_s = self.slack_s - TICK_S + np.maximum(TICK_S - overhead_s, 0.0) * speed
-        then = self._then(held, column, slack_s)
+        then = then_of(held, slack_s)
         waits = math.ceil(self.policy.job.overhead_s / TICK_S - 1e-9)
         for started in range(1, waits):
             is_here = np.ceil(overhead_s / TICK_S - 1e-9) == waits - started + 1
-            then = np.where(is_here, self._then(warming(held, started), column, slack_s), then)
+            then = np.where(is_here, then_of(warming(held, started), slack_s), then)
         return np.asarray(np.where(need_s <= TICK_S, need_s * rate, TICK_S * rate + then))
 
-    def _then(self, held: int, column: Ints, slack_s: Floats) -> Floats:
-        """Expected cost from the next tick on, over the models, where pool `column` of the spot pools is the one to watch."""
-        rows = np.arange(len(column))
-        state, weights = self.states[rows, column], self.weights[rows, column]
+    def _then(self, held: int, at: int, slack_s: Floats) -> Floats:
+        """Expected cost from the next tick on, over the models, by the state of spot pool number `at`."""
+        state, weights = self.states[:, at], self.weights[:, at]
         low, share = place(self.policy.values[0].slack_s, slack_s)
         usd = self.after[:, held, state, low] * (1 - share) + self.after[:, held, state, low + 1] * share
         return np.asarray(np.einsum("nk,kn->n", weights, usd))
@@ -145,14 +160,6 @@ class _Look:
         origin = self.now.data_at
         is_start = (self.now.held != pool) & (origin != WAIT)
         return np.asarray(np.where(is_start, self.policy.move_usd[origin, pool], 0.0))
-
-    def _leading(self) -> Ints:
-        """The spot pool to watch: the held one, else the oldest that is there, else the one that went last."""
-        ages = np.where(self.seen.is_up, self.seen.ages + 1_000_000, -self.seen.ages)
-        best: Ints = np.argmax(ages, axis=1)
-        for at, pool in enumerate(self.policy.market.spot):
-            best[self.now.held == pool] = at
-        return best
 
 
 def _cheapest(market: Market) -> int:
@@ -168,7 +175,7 @@ def _stays_s(model: Floats) -> Floats:
 def _any_of(model: Floats, pools: int) -> Floats:
     """The model of several pools together: away only while all are."""
     joint = model.copy()
-    joint[DOWN] = 1 - (1 - model[DOWN]) ** pools
+    joint[DOWN] = 1 - (1 - model[DOWN]) ** min(pools, _INDEPENDENT)
     return joint
 
 
@@ -177,4 +184,4 @@ def _elsewhere(model: Floats, pools: int) -> float:
     moves = availability.chain(model)
     system = np.vstack([moves.T - np.eye(len(moves)), np.ones(len(moves))])
     share = np.linalg.lstsq(system, np.r_[np.zeros(len(moves)), 1.0], rcond=None)[0]
-    return float(1 - np.clip(share[RANGES:].sum(), 0.0, 1.0) ** (pools - 1))
+    return min(float(1 - np.clip(share[RANGES:].sum(), 0.0, 1.0) ** (pools - 1)), _ELSEWHERE)
