@@ -166,7 +166,9 @@ def _extend(usd: Table, slack_s: Floats, done: int) -> None:
     """Go on straight to the first point at which no work is left, from where interpolation starts; beyond it, nothing is asked for."""
     usd[:, :, done:] = 0.0
     if 2 <= done < len(slack_s):
-        slope = (usd[:, :, done - 1] - usd[:, :, done - 2]) / np.float32(slack_s[done - 1] - slack_s[done - 2])
+        slope = (usd[:, :, done - 1] - usd[:, :, done - 2]) / np.float32(
+            slack_s[done - 1] - slack_s[done - 2]
+        )
         usd[:, :, done] = usd[:, :, done - 1] + slope * np.float32(slack_s[done] - slack_s[done - 1])
 
 

@@ -22,7 +22,7 @@ Kind = Literal["steady", "flaky", "scarce"]
 KINDS: dict[str, str] = {"steady": "us-west-2b", "flaky": "us-east-1c", "scarce": "us-east-1a"}
 """How a zone behaves: as the measured zone whose hazards, by age, it is drawn from. There 91, 47 and 17 % of the time."""
 JOINTLY = 0.92
-"""Of a zone's losses, how many take all its machines within 3 minutes: "SkyNomad" (NSDI '27), section 2."""
+"""Of a zone's losses, the share that takes all its machines at once: of joint interruptions as published, what falls within 3 minutes."""
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
