@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outlast import ConfigError, NotYetAvailable
+from outlast import ConfigError
 from outlast._config import (
     RESERVED,
-    UNAVAILABLE,
     Every,
+    capacity,
     parse_duration_s,
     parse_every,
-    reject_unavailable,
     resolve_place,
     resume_mode,
     save_every,
 )
+from outlast._types import Capacity, MaxLost
 
 CWD = Path("/home/me/project")
 ARGV = ("train.py", "--lr", "3e-4")
@@ -142,7 +142,7 @@ def test_the_environment_overrides_how_to_start():
 @pytest.mark.parametrize(
     ("value", "every"),
     [
-        ("auto", Every(300.0, None)),
+        ("auto", Every(300.0, None, MaxLost(600.0))),
         (45, Every(45.0, None)),
         (0.25, Every(0.25, None)),
         ("45", Every(45.0, None)),
@@ -187,12 +187,67 @@ def test_durations_may_be_zero_and_not_less():
         parse_duration_s("-1", "--store-wait")
 
 
-@pytest.mark.parametrize("option", UNAVAILABLE)
-def test_an_option_of_later_work_says_that_it_is_not_there_yet(option):
-    """It names itself and what holds today; None is not a use of it."""
-    reject_unavailable(**{option: None})
-    with pytest.raises(NotYetAvailable, match=f"{option}: .* later .*; today "):
-        reject_unavailable(**{option: 3})
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [
+        (None, MaxLost(600.0)),
+        ("5m", MaxLost(300.0)),
+        (90, MaxLost(90.0)),
+        (timedelta(hours=1), MaxLost(3600.0)),
+        ("2%", MaxLost(None, 0.02)),
+        ("0.5 %", MaxLost(None, 0.005)),
+    ],
+)
+def test_what_may_be_lost_is_a_duration_or_a_share_of_the_run(value, limit):
+    """10 minutes if nothing is said. Until the interval is computed, saves come at least as often."""
+    every = save_every("auto", {}, value)
+    assert every.max_lost == limit
+    assert every.seconds == min(300.0, limit.seconds or 300.0)
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, "0%", "101%", "-2%", "much", float("nan"), float("inf"), True, "25 steps"]
+)
+def test_a_wrong_limit_is_refused(value):
+    """The message names the option, what it was and what it may be."""
+    with pytest.raises(
+        ConfigError, match="max_lost_work is .*; expected seconds above 0, .* share of the run"
+    ):
+        save_every("auto", {}, value)
+
+
+def test_a_limit_of_an_interval_that_the_script_gives_itself_is_refused():
+    """Both cannot be kept; from outside, an interval overrides both, and a limit the script's."""
+    with pytest.raises(
+        ConfigError, match="save_every is '1h' and max_lost_work is '10m'; expected one of them"
+    ):
+        save_every("1h", {}, "10m")
+    assert save_every("auto", {"OUTLAST_SAVE_EVERY": "10 steps"}, "10m") == Every(None, 10)
+    assert save_every("auto", {"OUTLAST_MAX_LOST_WORK": "5m"}, "10m").max_lost == MaxLost(300.0)
+    assert save_every("1h", {"OUTLAST_MAX_LOST_WORK": "5m"}) == Every(3600.0, None)
+    with pytest.raises(ConfigError, match="OUTLAST_MAX_LOST_WORK is 'x'"):
+        save_every("auto", {"OUTLAST_MAX_LOST_WORK": "x"})
+
+
+def test_a_price_that_nobody_gives_stays_unknown_and_a_wrong_one_is_refused():
+    """0 is no price: who does not know it leaves it out."""
+    assert capacity({}) == Capacity(pool="unknown")
+    env = {
+        "OUTLAST_POOL": "aws-1a-p4d",
+        "OUTLAST_USD_PER_HOUR": "9.5",
+        "OUTLAST_ON_DEMAND_USD_PER_HOUR": "32.77",
+    }
+    known = Capacity(
+        pool="aws-1a-p4d", usd_per_hour=9.5, usd_from="environment", on_demand_usd_per_hour=32.77
+    )
+    assert capacity(env) == known
+    for wrong in ("0", "-1", "nan", "inf", "9,5"):
+        with pytest.raises(
+            ConfigError, match=f"OUTLAST_USD_PER_HOUR is '{wrong}'; expected USD per hour above 0"
+        ):
+            capacity({"OUTLAST_USD_PER_HOUR": wrong})
+    with pytest.raises(ConfigError, match=r"OUTLAST_POOL is '\.\./x'; expected up to 200 letters"):
+        capacity({"OUTLAST_POOL": "../x"})
 
 
 def test_every_option_of_run_is_reserved():

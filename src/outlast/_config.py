@@ -15,8 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
-from outlast._errors import ConfigError, NotYetAvailable
-from outlast._types import Best, Keep
+from outlast._errors import ConfigError
+from outlast._types import Best, Capacity, Keep, MaxLost
 
 ResumeMode: TypeAlias = Literal["auto", "must", "never"]
 StoreLoss: TypeAlias = Literal["continue", "pause", "exit"]
@@ -24,11 +24,16 @@ SnapshotMode: TypeAlias = Literal["copy", "overlap"]
 
 DEFAULT_ROOT = "outlast-runs"
 DEFAULT_INTERVAL_S = 300.0
-"""Until an interval is computed from the cost of a save and the rate of interruptions: 5 minutes."""
+"""Until the first save of a run has told what the interval is computed from: 5 minutes."""
+DEFAULT_MAX_LOST_S = 600.0
+UNKNOWN_POOL = "unknown"
+"""Of machines of which nobody says where they come from."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|seconds?|m|min|minutes?|h|hours?)?\s*")
 _STEPS = re.compile(r"\s*(\d+)\s*steps?\s*")
+_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_POOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,199}")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*((?:[KMGT]i?)?B?)\s*", re.IGNORECASE)
 _UNIT_BYTES = {
     prefix + tail: base**power
@@ -48,20 +53,27 @@ class Place:
     Attributes:
         url: the run's place, as `store.open_store` takes it.
         name: the last part, for people.
+        root: where the root's other runs are, and what is kept for all of them; None where the place was given as a URL or path.
         note: a line to say once if the store turns out to be a disk of this machine; None where the place was chosen.
     """
 
     url: str
     name: str
     note: str | None
+    root: str | None = None
 
 
 @dataclass(frozen=True)
 class Every:
-    """How often to save: every so many seconds, or every so many steps. The other one is None."""
+    """How often to save: every so many seconds, or every so many steps. The other one is None.
+
+    Attributes:
+        max_lost: where the interval is computed while training goes on, its limit; the seconds then hold until it is.
+    """
 
     seconds: float | None
     steps: int | None
+    max_lost: MaxLost | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,7 @@ def resolve_place(name_or_url: str | None, env: Mapping[str, str], argv: Sequenc
         else f"saving to {cwd / DEFAULT_ROOT / name}: this disk does not outlive the machine. "
         "Set OUTLAST_STORE to a bucket (s3://...) or a shared folder."
     )
-    return Place(url, name, note)
+    return Place(url, name, note, url.rpartition("/")[0])
 
 
 def resume_mode(option: str, env: Mapping[str, str]) -> ResumeMode:
@@ -130,14 +142,67 @@ def resume_mode(option: str, env: Mapping[str, str]) -> ResumeMode:
     return cast("ResumeMode", value)
 
 
-def save_every(option: Duration, env: Mapping[str, str]) -> Every:
-    """How often to save: `$OUTLAST_SAVE_EVERY` overrides the script's option.
+def save_every(option: Duration, env: Mapping[str, str], max_lost_work: Duration | None = None) -> Every:
+    """How often to save: `$OUTLAST_SAVE_EVERY` and `$OUTLAST_MAX_LOST_WORK` override the script's options.
 
     Raises:
-        ConfigError: see `parse_every`.
+        ConfigError: see `parse_every` and `max_lost`; or the script gives both an interval and a limit for one.
     """
     override = env.get("OUTLAST_SAVE_EVERY")
-    return parse_every(override, "OUTLAST_SAVE_EVERY") if override else parse_every(option, "save_every")
+    every = parse_every(option, "save_every")
+    if every.max_lost is None and max_lost_work is not None:
+        msg = (
+            f"save_every is {option!r} and max_lost_work is {max_lost_work!r}; expected one of them: max_lost_work bounds the "
+            'interval that save_every="auto" computes'
+        )
+        raise ConfigError(msg)
+    limit = env.get("OUTLAST_MAX_LOST_WORK")
+    lost = max_lost(limit, "OUTLAST_MAX_LOST_WORK") if limit else max_lost(max_lost_work, "max_lost_work")
+    every = parse_every(override, "OUTLAST_SAVE_EVERY") if override else every
+    if every.max_lost is None:
+        return every
+    return Every(min(DEFAULT_INTERVAL_S, lost.seconds or DEFAULT_INTERVAL_S), None, lost)
+
+
+def max_lost(value: Duration | None, what: str) -> MaxLost:
+    """Read the most work that an interruption may cost: a duration above 0, or a share of the run such as "2%". Default: 10 minutes.
+
+    Raises:
+        ConfigError: it is none of those.
+    """
+    if value is None:
+        return MaxLost(DEFAULT_MAX_LOST_S)
+    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    if match is not None and 0 < float(match.group(1)) <= 100:
+        return MaxLost(None, float(match.group(1)) / 100)
+    seconds = _seconds(value)
+    if seconds is None or not 0 < seconds < math.inf:
+        msg = f'{what} is {value!r}; expected seconds above 0, a timedelta, a text like "10m", or a share of the run like "2%"'
+        raise ConfigError(msg)
+    return MaxLost(seconds)
+
+
+def capacity(env: Mapping[str, str]) -> Capacity:
+    """What is said of this machine: `$OUTLAST_POOL`, `$OUTLAST_USD_PER_HOUR`, `$OUTLAST_ON_DEMAND_USD_PER_HOUR`, `$OUTLAST_USD_FROM`.
+
+    Raises:
+        ConfigError: a pool's name holds what it may not, or a price is no number above 0.
+    """
+    pool = env.get("OUTLAST_POOL") or UNKNOWN_POOL
+    if not _POOL.fullmatch(pool):
+        msg = (
+            f"OUTLAST_POOL is {pool!r}; expected up to 200 letters, digits and ._+=@-, starting with a letter or digit, "
+            "such as aws-us-east-1a-p4d.24xlarge-spot"
+        )
+        raise ConfigError(msg)
+    paid, on_demand = (_usd(env, f"OUTLAST_{kind}USD_PER_HOUR") for kind in ("", "ON_DEMAND_"))
+    known = paid is not None or on_demand is not None
+    return Capacity(
+        pool=pool,
+        usd_per_hour=paid,
+        usd_from=(env.get("OUTLAST_USD_FROM") or "environment") if known else None,
+        on_demand_usd_per_hour=on_demand,
+    )
 
 
 def parse_every(value: Duration, what: str = "save_every") -> Every:
@@ -147,7 +212,7 @@ def parse_every(value: Duration, what: str = "save_every") -> Every:
         ConfigError: it is none of those, or not above zero.
     """
     if value == "auto":
-        return Every(DEFAULT_INTERVAL_S, None)
+        return Every(DEFAULT_INTERVAL_S, None, MaxLost(DEFAULT_MAX_LOST_S))
     if isinstance(value, str) and (match := _STEPS.fullmatch(value)) and int(match.group(1)) > 0:
         return Every(None, int(match.group(1)))
     seconds = _seconds(value)
@@ -257,19 +322,12 @@ def verify_snapshots(option: bool, env: Mapping[str, str]) -> bool:
     return override == "1" if override else option
 
 
-UNAVAILABLE = {
-    "max_lost_work": (
-        "bounds the work that an interruption can cost",
-        "save_every bounds it: 5 minutes by default",
-    ),
-}
-"""Options of `Run` that belong to later work: what each will do, and what holds today."""
-
 RESERVED = frozenset(
     {
         "name_or_url",
         "resume",
         "save_every",
+        "max_lost_work",
         "keep_last",
         "keep_every",
         "keep_best",
@@ -279,26 +337,9 @@ RESERVED = frozenset(
         "on_store_loss",
         "allow_local_store",
         "seed",
-        *UNAVAILABLE,
     }
 )
 """Every option name of `Run`: no state can take one."""
-
-
-def reject_unavailable(**options: object) -> None:
-    """Refuse options that are reserved for later work, unless they are None.
-
-    Raises:
-        NotYetAvailable: names each, what it will do and what holds today.
-    """
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        lines = [
-            f"{name}: it will be there later ({UNAVAILABLE[name][0]}); today {UNAVAILABLE[name][1]}"
-            for name in given
-        ]
-        msg = "not available yet, leave it out:\n" + "\n".join(lines)
-        raise NotYetAvailable(msg)
 
 
 def arguments_digest(argv: Sequence[str]) -> str:
@@ -316,6 +357,20 @@ def _as_url(text: str, cwd: Path) -> str:
     if "://" in text:
         return text
     return Path(os.path.normpath(cwd / Path(text).expanduser())).as_uri()
+
+
+def _usd(env: Mapping[str, str], name: str) -> float | None:
+    text = env.get(name)
+    if not text:
+        return None
+    try:
+        usd = float(text)
+    except ValueError:
+        usd = math.nan
+    if not 0 < usd < math.inf:
+        msg = f"{name} is {text!r}; expected USD per hour above 0, such as 1.25; leave it out where the price is not known"
+        raise ConfigError(msg)
+    return usd
 
 
 def _best(value: object) -> Best:

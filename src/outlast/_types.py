@@ -58,6 +58,24 @@ class Keep(msgspec.Struct, frozen=True):
     best: Best | None = None
 
 
+class MaxLost(msgspec.Struct, frozen=True):
+    """The most work that an interruption without a notice may cost: seconds, or a share of the run so far. One of them is None."""
+
+    seconds: float | None
+    share: float | None = None
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine is and costs. What is not known is None: no price is never taken as free."""
+
+    pool: str
+    machine_type: str | None = None
+    usd_per_hour: float | None = None
+    usd_from: str | None = None
+    """Who said so."""
+    on_demand_usd_per_hour: float | None = None
+
+
 class Logged(msgspec.Struct, frozen=True, array_like=True):
     """All metrics of one step; where a name was logged more than once, the last value counts."""
 

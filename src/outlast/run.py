@@ -50,7 +50,8 @@ class Run:
     Args:
         name_or_url: the run's place: a URL or path, or a name under `$OUTLAST_STORE`. See docs/settings.md.
         resume: "auto" resumes what is there, else starts; "must" needs a checkpoint; "never" starts a new run.
-        save_every: between two saves: seconds, a `timedelta`, a text ("5m", "25 steps"), or "auto" (5 minutes).
+        save_every: between two saves: seconds, a `timedelta`, a text ("5m", "25 steps"), or "auto": computed while
+            training goes on, from what saves take and how often machines like this one go. See docs/how-often-to-save.md.
         seed: of the data order; default `torch.initial_seed()`, so `torch.manual_seed` decides it.
         keep_last: how many of the newest checkpoints are kept.
         keep_every: keep one checkpoint per span as well: a duration, or a text such as "1000 steps".
@@ -61,7 +62,8 @@ class Run:
         snapshot: "copy" at the safe point, or "overlap": on CUDA, the copy runs under the next forward and backward.
         on_store_loss: while the store fails "continue" training, "pause" at a safe point, or "exit" with code 74.
         allow_local_store: save to a disk of this machine although it is known to be preemptible, which is an error else.
-        max_lost_work: not there yet.
+        max_lost_work: the most work that an interruption without a notice may cost, which bounds "auto": seconds, a `timedelta`, a
+            text ("10m"), or a share of the run so far ("2%"). Default: 10 minutes.
         **state: what changes while training, by names of your choice: modules, optimizers, schedulers, anything with
             `state_dict()` and `load_state_dict()`, or `outlast.Value(x)`.
 
@@ -84,7 +86,7 @@ class Run:
         *,
         resume: Literal["auto", "must", "never"] = "auto",
         save_every: float | timedelta | str = "auto",
-        max_lost_work: Any = None,
+        max_lost_work: float | timedelta | str | None = None,
         keep_last: int = 3,
         keep_every: float | timedelta | str | None = None,
         keep_best: tuple[str, Literal["min", "max"]] | None = None,
@@ -98,7 +100,6 @@ class Run:
     ) -> None:
         watch_exceptions()
         print_by_lines(os.environ)
-        _config.reject_unavailable(max_lost_work=max_lost_work)
         if _active:
             msg = (
                 "this process has an unfinished outlast.Run already: one run per process, or finish the first"
@@ -113,7 +114,7 @@ class Run:
         place = _config.resolve_place(name_or_url, env, sys.argv, Path.cwd())
         kept = _config.keep(keep_last, keep_every, keep_best)
         saving = _config.Saving(
-            every=_config.save_every(save_every, env),
+            every=_config.save_every(save_every, env, max_lost_work),
             host_memory_bytes=_config.host_memory_bytes(host_memory),
             verify=_config.verify_snapshots(verify_snapshots, env),
             mode=_config.snapshot_mode(snapshot),
@@ -146,6 +147,9 @@ class Run:
                 keep=kept,
                 rejoin=None,
                 allow_local_store=allow_local_store,
+                max_lost=saving.every.max_lost,
+                root=place.root,
+                capacity=_config.capacity(env),
             )
         )
         resumed, offer = open_run(link, state, watch, settings)

@@ -43,12 +43,12 @@ def test_resume_must_with_nothing_there_is_an_error(lab: Lab) -> None:
     assert lab.bytes_on_store() == {}
 
 
-def test_options_of_later_work_say_that_they_are_not_there_yet(lab: Lab) -> None:
-    """Each that was given is named."""
-    source = "import torch, outlast\noutlast.Run('run', max_lost_work='5m', model=torch.nn.Linear(1, 1))\n"
+def test_a_limit_of_what_may_be_lost_beside_an_interval_is_refused(lab: Lab) -> None:
+    """Before anything is begun: one of the two could not be kept."""
+    source = "import torch, outlast\noutlast.Run('run', save_every='1h', max_lost_work='5m', m=torch.nn.Linear(1, 1))\n"
     started = lab.source(source)
     assert started.wait() == CONFIG
-    assert "max_lost_work" in started.text
+    assert "max_lost_work is '5m'" in started.text
     assert lab.bytes_on_store() == {}
 
 

@@ -53,6 +53,8 @@ def named_places() -> None:
     outlast.Run(model=torch.nn.Linear(1, 1))
     outlast.Run("s3://bucket/run", save_every="25 steps", seed=1, model=torch.nn.Linear(1, 1))
     outlast.Run(save_every=30.0, resume="must", model=torch.nn.Linear(1, 1))
+    outlast.Run(max_lost_work="2%", model=torch.nn.Linear(1, 1))
+    outlast.Run(max_lost_work=timedelta(minutes=5), model=torch.nn.Linear(1, 1))
     outlast.DataLoader(TensorDataset(torch.zeros(3)))
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from outlast._errors import ObjectMissing, OutlastError, RunAlive
 from outlast._process import job_and_restarts, process_alive
-from outlast._types import FORMAT_VERSION, Json, Keep
+from outlast._types import FORMAT_VERSION, Capacity, Json, Keep
 from outlast.agent.signs import agents_now, have_ended, newest_parts
 from outlast.checkpoint import catalog
 from outlast.checkpoint.manifest import (
@@ -50,6 +50,7 @@ class Claimant:
     settings: dict[str, Json]
     take_over: bool
     keep: Keep = field(default_factory=Keep)
+    capacity: Capacity | None = None
 
 
 def claim(
@@ -76,6 +77,7 @@ def claim(
         settings=claimant.settings,
         resumed_from=resumed_from,
         keep=claimant.keep,
+        capacity=claimant.capacity,
     )
     is_ours = store.create(attempt_key(number), seal(record)) and _is_still_ours(store, record, waits)
     return record if is_ours else None

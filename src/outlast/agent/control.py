@@ -26,6 +26,8 @@ class Word(IntEnum):
     """Agent: since when the store fails; 0 while it does not."""
     EMERGENCIES = 5
     """Agent: how many emergency saves it asked for that the trainer does not leave after."""
+    INTERVAL_NS = 6
+    """Agent: seconds of training between two saves, in nanoseconds; 0 while it does not know better than the trainer."""
     BATCHES = 8
     """Trainer: batches asked for in this attempt."""
     STEPS = 9
@@ -36,6 +38,10 @@ class Word(IntEnum):
     """Trainer: BATCHES at the last safe point."""
     PHASE = 12
     """Trainer: a `Phase`."""
+    PAUSE_NS = 13
+    """Trainer: how long it stood still for the last interval save."""
+    PAUSED_NS = 14
+    """Trainer: the same of all saves of this attempt together."""
 
 
 class Stop(IntEnum):

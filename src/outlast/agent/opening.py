@@ -75,6 +75,7 @@ class Opening:
             trainer=self._hello.trainer,
             settings=self._hello.settings,
             resumed_from=None,
+            capacity=self._hello.capacity,
         )
 
     def attempt(self) -> AttemptRecord:
@@ -249,6 +250,7 @@ class Opening:
             settings=self._hello.settings,
             take_over=self._hello.take_over,
             keep=self._hello.keep,
+            capacity=self._hello.capacity,
         )
 
     def _claim(self, run_id: str, newest: int, checkpoint: CheckpointId | None) -> AttemptRecord | None:

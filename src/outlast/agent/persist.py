@@ -367,6 +367,7 @@ class Persister:
                 "chunks": written.chunks,
                 "chunks_referenced": written.chunks_referenced,
                 "seconds": round(seconds, 3),
+                "paused_s": round(self._look(Word.PAUSED_NS) / 1e9, 6),
             },
         )
 

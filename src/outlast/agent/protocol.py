@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from outlast._types import Json, Keep, Logged, Reason
+from outlast._types import Capacity, Json, Keep, Logged, MaxLost, Reason
 from outlast.checkpoint.manifest import ProcessId, TensorRecord
 from outlast.checkpoint.plan import Part
 
@@ -52,6 +52,12 @@ class Hello(Message, frozen=True):
     keep: Keep
     rejoin: Rejoin | None
     allow_local_store: bool = False
+    max_lost: MaxLost | None = None
+    """The limit of an interval that is computed while training goes on; None where the script gave one."""
+    root: str | None = None
+    """Where the root's other runs are; None where there is no root."""
+    capacity: Capacity | None = None
+    """What is said of this machine."""
 
 
 class Offer(Message, frozen=True):

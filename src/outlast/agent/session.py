@@ -44,11 +44,13 @@ from outlast.agent.rereading import Rereading
 from outlast.agent.retain import Retention
 from outlast.agent.retelling import Retelling
 from outlast.agent.tasks import Hooks, Newest, Task
+from outlast.agent.tuning import Tuning, begin, keep
 from outlast.agent.wire import Closed, Wire
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.manifest import AttemptRecord, CheckpointId, Chunk, Manifest
 from outlast.notice.base import Notice
 from outlast.policy.alarm import Sight
+from outlast.policy.hazard import Spell, end_of
 from outlast.snapshot.arena import Arena
 from outlast.store.base import Store
 
@@ -72,6 +74,8 @@ class Claimed:
     heartbeat: Heartbeat
     heed: Heed
     retelling: Retelling
+    tuning: Tuning
+    root: Store | None = None
     started_s: float = field(default_factory=time.monotonic)
 
 
@@ -168,7 +172,7 @@ class Session:
             since_safe_point_s=now - (safe_ns / 1e9 if safe_ns else claimed.started_s),
             batches_since_safe_point=page[Word.BATCHES] - page[Word.SAFE_POINT_BATCHES],
             since_durable_s=now - (durable.at_s if durable else claimed.started_s),
-            interval_s=claimed.hello.interval_s,
+            interval_s=claimed.tuning.interval_s or claimed.hello.interval_s,
             steps_since_durable=page[Word.STEPS] - (durable.step if durable else 0),
             interval_steps=claimed.hello.interval_steps,
             store_error=claimed.persister.last_error,
@@ -294,13 +298,15 @@ class Session:
         heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
         heed = Heed(page, persister, retention, say=self._say, note=self._record)
         retelling = Retelling(store, record, hello.rank, send=self._wire.send, say=self._say)
+        tuning = Tuning(page, persister.measured, hello.max_lost, record, say=self._say, note=self._record)
         claimed = Claimed(
-            hello, store, record, events, page, persister, retention, heartbeat, heed, retelling
+            hello, store, record, events, page, persister, retention, heartbeat, heed, retelling, tuning
         )
         with self._lock:
             self.claimed = claimed
             notices = self._notices
         learn(store, record.attempt, hello.rank, persister.precede)
+        claimed.root = begin(tuning, store, record, hello)
         page[Word.INTERRUPTS] = self._interrupts
         heed.look(notices)
         if self._printed is not None:
@@ -376,11 +382,15 @@ class Session:
         claimed.retention.stop(0.0 if self._is_ending else LAST_PRUNE_S)
         claimed.heartbeat.stop()
         claimed.heed.end()
+        lived_s = claimed.tuning.stop()
         self._record("end", outcome=self.outcome or "killed")
         try:
             claimed.events.flush()
         except OutlastError as error:
             self._say(f"the last events were not written: {error}")
+        else:
+            is_saved = self._is_ending and bool(claimed.heed.served)
+            keep(claimed.root, claimed.record, Spell(lived_s, end_of(self.outcome, is_saved=is_saved)))
 
     def _answer(self, saved: Saved) -> None:
         try:
@@ -401,6 +411,7 @@ class Session:
         claimed = self.claimed
         if claimed is not None:
             claimed.retention.committed(id, manifest)
+            claimed.tuning.committed()
             claimed.heed.committed(id, manifest.reason)
 
     @property

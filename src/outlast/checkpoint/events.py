@@ -9,6 +9,7 @@ record has `kind`, `utc`, `attempt` and `step`:
     exception  text, trace: as Python prints it
     end        outcome               deleted     checkpoints, bytes
     decision   what, why, then, and the figures that it was made from        leaving  left_s: before the deadline
+    interval   seconds (or steps), bound, and the figures that it was decided from
     notice-cancelled, notice-outcome: source, durable, checkpoint, seconds from the notice
 
 Floats that JSON does not know are written as `{"$float": "nan"}`, so that a loss of NaN reads back as one.

@@ -13,7 +13,7 @@ import msgspec
 import xxhash
 
 from outlast._errors import FormatTooNew, ObjectDamaged
-from outlast._types import FORMAT_VERSION, Json, Keep, Reason
+from outlast._types import FORMAT_VERSION, Capacity, Json, Keep, Reason
 
 DIGEST_ALGORITHM = "xxh3-128"
 CHUNK_BYTES = 16 << 20
@@ -127,6 +127,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     resumed_from: str | None
     keep: Keep = Keep()
     """Which checkpoints the script asked to keep: a prune by hand keeps the same."""
+    capacity: Capacity | None = None
+    """The machine and its price, as far as they were known at the start."""
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):

@@ -26,9 +26,9 @@ ENDING_PARTS = 16
 LOOK_BACK_PARTS = 64
 """Most parts of the newest attempt that are read to find its last save and metrics: half an hour of training."""
 
-_OF_HEAD = frozenset({"attempt", "resume"})
+_OF_HEAD = frozenset({"attempt", "resume", "interval"})
 _OF_CHECKPOINT = frozenset({"metrics"})
-_OF_ENDING = frozenset({"notice", "notice-cancelled", "notice-outcome", "save", "end"})
+_OF_ENDING = frozenset({"notice", "notice-cancelled", "notice-outcome", "save", "end", "alive"})
 _SOUGHT = frozenset({"save", "metrics"})
 
 Events = list[dict[str, Json]]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from outlast._config import ResumeMode, parse_duration_s
+from outlast._config import ResumeMode, capacity, parse_duration_s
 from outlast._errors import ConfigError
 from outlast.policy.restart import MAX_RESTARTS, STORE_WAIT_S
 
@@ -26,6 +26,8 @@ def run(
     notice: str | None = None,
     grace: str | None = None,
     on_rebalance: Literal["save", "leave"] | None = None,
+    usd_per_hour: float | None = None,
+    on_demand_usd_per_hour: float | None = None,
 ) -> None:
     """Run a training script, save it, and start it again when it fails or its machine was spared.
 
@@ -47,6 +49,8 @@ def run(
         grace: From SIGTERM or SIGUSR2 to the end of the machine: seconds, or a text like 90s. Overrides $OUTLAST_GRACE_S.
         on_rebalance: What a mere hint leads to (a rebalance recommendation, a freeze, a live migration, far-off maintenance):
             save once and train on (save), or save and end with 75 (leave). Overrides $OUTLAST_ON_REBALANCE, else save.
+        usd_per_hour: What this machine costs, for what `outlast status` says of it. Overrides $OUTLAST_USD_PER_HOUR.
+        on_demand_usd_per_hour: What it would cost on demand. Overrides $OUTLAST_ON_DEMAND_USD_PER_HOUR.
     """
     if not command:
         msg = "no command given; expected it after --, such as: outlast run -- python train.py"
@@ -65,6 +69,11 @@ def run(
         os.environ["OUTLAST_GRACE_S"] = str(parse_duration_s(grace, "--grace"))
     if on_rebalance is not None:
         os.environ["OUTLAST_ON_REBALANCE"] = on_rebalance
+    for kind, usd in (("", usd_per_hour), ("ON_DEMAND_", on_demand_usd_per_hour)):
+        if usd is not None:
+            os.environ[f"OUTLAST_{kind}USD_PER_HOUR"] = str(usd)
+            os.environ["OUTLAST_USD_FROM"] = "outlast run"
+    capacity(os.environ)  # what is wrong with it is said before anything starts
     code = supervise(
         list(command),
         store=store,

@@ -16,6 +16,8 @@ from outlast._types import Json
 from outlast.checkpoint import catalog
 from outlast.checkpoint.events import kept_metrics
 from outlast.checkpoint.manifest import AttemptRecord, ProcessId
+from outlast.cli._bills import cost, cost_said
+from outlast.cli._interval import interval_said
 from outlast.cli._place import open_run
 from outlast.cli._recent import recent_events
 from outlast.cli._show import age_s, ago, clock, console, print_json, size, table, text
@@ -69,6 +71,8 @@ def _gather(store: Store) -> dict[str, Json]:
         "attempts": [_attempt(n, r, events) for n, r in zip(numbers, records, strict=True)],
         "resume": _last(events, "resume"),
         "save": _last(newest, "save"),
+        "interval": _last(newest, "interval"),
+        "cost": cost(records, events),
         "store_lost": _store_lost(newest),
         "deleted": _last(newest, "deleted"),
         "notice": _last_notice(events, notices),
@@ -110,6 +114,7 @@ def _attempt(number: int, record: AttemptRecord | None, events: Sequence[dict[st
         "pid": record.trainer.pid if record else None,
         "since_utc": record.claimed_utc if record else None,
         "world_size": record.world_size if record else None,
+        "capacity": msgspec.to_builtins(record.capacity) if record and record.capacity else None,
         "resumed_from": record.resumed_from if record else None,
         "state": "unknown" if record is None else _state(record, _last(its, "alive")),
         "outcome": end.get("outcome") if end else None,
@@ -207,6 +212,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if save is not None:
         facts.append(("last save", _cost(save)))
+    if found["interval"] is not None:
+        facts.append(("interval", interval_said(found["interval"])))
     if lost is not None:
         facts.append(
             ("not durable", f"the store fails, since {ago(str(lost.get('utc')))}: {lost.get('error')}")
@@ -227,6 +234,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("notice", f"{notice.get('source')}, {ago(str(notice.get('utc')))}{until}{outcome}"))
     if found["recall"]["counted"]:
         facts.append(("recall", _recall(found["notices"], found["recall"])))
+    if (said := cost_said(found["cost"])) is not None:
+        facts.append(("cost", said))
     if metrics is not None:
         values = ", ".join(f"{name} {value}" for name, value in metrics["values"].items())
         facts.append(("metrics", f"step {metrics['step']}: {values}"))

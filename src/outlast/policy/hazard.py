@@ -23,6 +23,8 @@ MOST_SPELLS = 50
 End: TypeAlias = Literal["saved", "lost", "none"]
 """How an attempt ended: taken away after a durable save that a notice led to; taken away without one; not by its machine, or not yet."""
 
+_TAKEN = (None, "preempted", "killed")
+
 
 class Hazard(Protocol):
     """Interruptions to be expected of one machine."""
@@ -87,6 +89,18 @@ class Spell:
 
     seconds: float
     end: End
+
+
+def end_of(outcome: object, *, is_saved: bool) -> End:
+    """What an attempt's outcome, as the ledger has it, says of its machine: an error, Ctrl-C or a finished run say nothing.
+
+    Args:
+        outcome: None where it wrote none: its machine went without a word.
+        is_saved: whether a notice led to a durable save.
+    """
+    if outcome not in _TAKEN:
+        return "none"
+    return "saved" if is_saved else "lost"
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,8 @@ def interval(costs: Costs, hazard: Hazard, max_lost_s: float, *, age_s: float = 
     optimum_s = best_s(pause_s, hazard, costs.recall, age_s=age_s, durable_s=durable_s)
     most_s = max_lost_s - costs.upload_s - costs.pause_s - costs.step_s
     least_s = max(costs.upload_s - costs.pause_s, LEAST_S)
-    seconds, bound = optimum_s, "optimum"
+    seconds = optimum_s
+    bound: Bound = "optimum"
     if seconds > most_s:
         seconds, bound = most_s, "max-lost-work"
     if seconds < least_s:

@@ -122,6 +122,7 @@ class Saver:
         self._number = 0
         self._repeat: tuple[int, int] = (-1, 0)
         self._share = _FIRST_SHARE
+        self._tuned_ns = self._paused_ns = 0
         self._last_ns = time.monotonic_ns()
         self._last_step = 0
         self._sizing = False
@@ -144,7 +145,12 @@ class Saver:
     def due_ns(self) -> float:
         """Monotonic time of the next interval save; infinite where intervals are counted in steps."""
         seconds = self._every.seconds
-        return math.inf if seconds is None else self._last_ns + seconds * self._share * 1e9
+        if seconds is None:
+            return math.inf
+        if self._every.max_lost is not None and self._link.page is not None:
+            # An agent that has just taken over knows nothing yet: what the one before it said still holds.
+            self._tuned_ns = self._link.page[Word.INTERVAL_NS] or self._tuned_ns
+        return self._last_ns + (self._tuned_ns or seconds * self._share * 1e9)
 
     @property
     def due_step(self) -> float:
@@ -159,6 +165,7 @@ class Saver:
         and any save while the store fails, since training goes on then.
         """
         self.settle()
+        began_ns = time.monotonic_ns()
         may_wait = order.hold or order.reason is not Reason.INTERVAL
         if self._overlapping is not None and not self._overlapping.give_way(
             urgent=order.reason is Reason.EMERGENCY, may_wait=may_wait
@@ -206,6 +213,7 @@ class Saver:
                 best=order.best,
             )
         )
+        self._note_pause(order, time.monotonic_ns() - began_ns)
         if not order.hold:
             self.start(order.step)
             self._share = min(self._share * 2, 1.0)
@@ -273,6 +281,15 @@ class Saver:
             whole = self._gather(table)
             self._room.make(self._layout_of(table, frozen_names(whole.tree["states"], table.entries)))
 
+    def _note_pause(self, order: Order, pause_ns: int) -> None:
+        """Tell the agent for how long training stood still."""
+        self._paused_ns += pause_ns
+        page = self._link.page
+        if page is not None:
+            page[Word.PAUSED_NS] = self._paused_ns
+            if order.reason is Reason.INTERVAL and not order.hold:
+                page[Word.PAUSE_NS] = pause_ns
+
     def _copy(
         self, order: Order, table: TensorTable, marked: Layout, targets: Sequence[torch.Tensor]
     ) -> Callable[[Snapshot], None]:
@@ -322,7 +339,8 @@ class Saver:
             return self._room.free(lambda: self._until(soon) if in_loop else self._deadline_s())
         if soon is None:
             return None
-        if not self._late_said and not order.hold and order.reason is Reason.INTERVAL:
+        is_given = self._every.max_lost is None  # else the agent says it, with what it means
+        if is_given and not self._late_said and not order.hold and order.reason is Reason.INTERVAL:
             self._late_said = True
             say(
                 "a save takes longer than the interval between two: what waits is passed over for the newest state, and "
