@@ -89,7 +89,7 @@ def test_the_value_of_a_job_is_what_jobs_then_cost(overhead_s):
     model = hazards([known.stays for known in known_zones(["zone-of-nobody"])])[1]
     job = Job(4 * 3600.0, 6 * 3600.0, overhead_s)
     market = Market((Pool("spot", "spot", 0.3), Pool("own", "on-demand", 1.0)))
-    values = solve(model, job, prices(*market.pools), 1.0)
+    values = solve(model[None], job, prices(*market.pools), 1.0, np.zeros(1))
     here = drawn(model, 3000, 36, np.random.default_rng(0))
     shown = np.stack([here, np.ones_like(here)], axis=2)
     outcome = replay(plan(job, market, model[None]), job, market, shown)
@@ -98,7 +98,8 @@ def test_the_value_of_a_job_is_what_jobs_then_cost(overhead_s):
     share = (2 * 3600.0 - slack[0]) / (slack[1] - slack[0])
     start = [RANGES if not up else 0 for up in here[:, 0]]
     expected = (
-        values.usd[36, IDLE, start, point - 1] * (1 - share) + values.usd[36, IDLE, start, point] * share
+        values.usd[36, IDLE, 0, start, point - 1] * (1 - share)
+        + values.usd[36, IDLE, 0, start, point] * share
     )
     assert outcome.cost_usd.mean() == pytest.approx(expected.mean(), rel=0.02)
 

@@ -15,7 +15,18 @@ import numpy as np
 
 from outlast.policy import availability
 from outlast.policy.availability import DOWN, RANGES, UP, Seen
-from outlast.policy.capacity import TICK_S, WAIT, Bools, Floats, Ints, Job, Market, Situation, is_safe
+from outlast.policy.capacity import (
+    TICK_S,
+    WAIT,
+    Bools,
+    Floats,
+    Ints,
+    Job,
+    Market,
+    Situation,
+    holds_spot,
+    is_safe,
+)
 from outlast.policy.spot_value import IDLE, OWN, SPOT, Values, place, prices, solve, warming
 
 _INDEPENDENT, _ELSEWHERE = 3, 0.9
@@ -30,7 +41,7 @@ class ExpectedCost:
     Attributes:
         job, market: those that it was made for.
         models: hazards, [models, 2, RANGES].
-        values: one per model.
+        values: of the models; None where there is no spot pool.
         stays_s: expected time until a spot machine is lost, [models, RANGES].
         move_usd: [from, to].
     """
@@ -38,7 +49,7 @@ class ExpectedCost:
     job: Job
     market: Market
     models: Floats
-    values: tuple[Values, ...]
+    values: Values | None
     stays_s: Floats
     move_usd: Floats
     name: str = "outlast"
@@ -51,14 +62,17 @@ class ExpectedCost:
         """Return the safe choice of the least expected cost."""
         backstop = now.backstop
         ticks = int(now.time_left_s // TICK_S)
-        if not self.market.spot or ticks < 1:
+        if self.values is None or ticks < 1:
             return np.full(len(now.held), backstop, dtype=np.int64)
-        look = _Look(self, now, seen, ticks)
+        look = _Look(self, self.values, now, seen, ticks)
         choices = [*self.market.spot, backstop, WAIT]
         usd = [look.spot(pool) for pool in self.market.spot] + [look.own(backstop), look.wait()]
         for i, choice in enumerate(choices):
             if choice != backstop:
                 usd[i] = np.where(is_safe(now, choice), usd[i], np.inf)
+        usd[-1] = np.where(
+            holds_spot(now), np.inf, usd[-1]
+        )  # a machine that is there is not given up for none
         return np.asarray(np.array(choices)[np.argmin(usd, axis=0)])
 
 
@@ -71,31 +85,25 @@ def plan(job: Job, market: Market, models: Floats) -> ExpectedCost:
         models: hazards of zones that are known, [models, 2, RANGES], of single pools.
     """
     spot, own = market.spot, market.pools[market.backstop(job)]
-    stays = np.array([_stays_s(model) for model in models])
-    values: tuple[Values, ...] = ()
+    stays_s = np.array([_stays_s(model) for model in models])
+    values = None
     if spot:
-        cheapest = market.pools[_cheapest(market)]
-        values = tuple(
-            solve(
-                _any_of(model, len(spot)),
-                job,
-                prices(cheapest, own, _elsewhere(model, len(spot))),
-                own.steps_per_s,
-            )
-            for model in models
-        )
-    return ExpectedCost(job, market, models, values, stays, market.move_usd(job.checkpoint_bytes))
+        joint = np.array([_any_of(model, len(spot)) for model in models])
+        elsewhere = np.array([_elsewhere(model, len(spot)) for model in models])
+        cost = prices(market.pools[_cheapest(market)], own)
+        values = solve(joint, job, cost, own.steps_per_s, elsewhere)
+    return ExpectedCost(job, market, models, values, stays_s, market.move_usd(job.checkpoint_bytes))
 
 
 class _Look:
     """One tick's look-up of what each choice leads to, for all jobs."""
 
-    def __init__(self, policy: ExpectedCost, now: Situation, seen: Seen, ticks: int) -> None:
+    def __init__(self, policy: ExpectedCost, values: Values, now: Situation, seen: Seen, ticks: int) -> None:
         self.policy, self.now, self.seen = policy, now, seen
         self.own_pool = now.market.pools[now.backstop]
         self.work_left_s = now.steps_left / self.own_pool.steps_per_s
         self.slack_s = ticks * TICK_S - self.work_left_s
-        self.after = np.array([values.after(ticks - 1) for values in policy.values])
+        self.grid_s, self.after = values.slack_s, values.after(ticks - 1)
         self.weights = availability.weights(seen)
         self.states = availability.age_range(seen.ages) + np.where(seen.is_up, UP, DOWN) * RANGES
 
@@ -151,8 +159,9 @@ class _Look:
     def _then(self, held: int, at: int, slack_s: Floats) -> Floats:
         """Expected cost from the next tick on, over the models, by the state of spot pool number `at`."""
         state, weights = self.states[:, at], self.weights[:, at]
-        low, share = place(self.policy.values[0].slack_s, slack_s)
-        usd = self.after[:, held, state, low] * (1 - share) + self.after[:, held, state, low + 1] * share
+        low, share = place(self.grid_s, slack_s)
+        after = self.after[held]
+        usd = after[:, state, low] * (1 - share) + after[:, state, low + 1] * share
         return np.asarray(np.einsum("nk,kn->n", weights, usd))
 
     def _moving(self, pool: int) -> Floats:
