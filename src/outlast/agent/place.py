@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 
+import msgspec
+
+from outlast._config import UNKNOWN_POOL
 from outlast._errors import ConfigError, ObjectDamaged, ObjectMissing
 from outlast._process import process_alive
 from outlast.agent.protocol import Hello
 from outlast.checkpoint import catalog
 from outlast.checkpoint.manifest import Commit
 from outlast.checkpoint.sealed import read_record
+from outlast.notice.machine import machine
 from outlast.notice.preemptible import preemptible
 from outlast.store import open_store
 from outlast.store.base import Store
@@ -30,6 +34,18 @@ def open_place(hello: Hello) -> Store:
     if store.is_local_disk and not hello.allow_local_store and hello.rejoin is None:
         _refuse_preemptible(store)
     return store
+
+
+def with_capacity(hello: Hello) -> Hello:
+    """Say which pool this machine comes from, as its cloud says, where nobody has said it."""
+    said = hello.capacity
+    if said is None or said.pool != UNKNOWN_POOL:
+        return hello
+    found = machine(os.environ)
+    if found is None:
+        return hello
+    known = msgspec.structs.replace(said, pool=found.pool, machine_type=found.type)
+    return msgspec.structs.replace(hello, capacity=known)
 
 
 def _refuse_preemptible(store: Store) -> None:

@@ -19,7 +19,7 @@ from outlast.agent.heed import Heed
 from outlast.agent.ledger import Ledger
 from outlast.agent.opening import Opening
 from outlast.agent.persist import Persister
-from outlast.agent.place import open_place
+from outlast.agent.place import open_place, with_capacity
 from outlast.agent.precedent import learn
 from outlast.agent.printed import Printed
 from outlast.agent.protocol import (
@@ -75,7 +75,6 @@ class Claimed:
     heed: Heed
     retelling: Retelling
     tuning: Tuning
-    root: Store | None = None
     started_s: float = field(default_factory=time.monotonic)
 
 
@@ -259,6 +258,7 @@ class Session:
             self._trainer_pidfd = os.pidfd_open(hello.trainer.pid)
         except ProcessLookupError as error:
             raise Closed(str(error)) from error
+        hello = with_capacity(hello)
         store = open_place(hello)
         opening = Opening(
             self._wire, hello, store, say=self._say, waits=self._waits, newest=self._outlived, held=self._held
@@ -306,7 +306,7 @@ class Session:
             self.claimed = claimed
             notices = self._notices
         learn(store, record.attempt, hello.rank, persister.precede)
-        claimed.root = begin(tuning, store, record, hello)
+        begin(tuning, store, record, hello)
         page[Word.INTERRUPTS] = self._interrupts
         heed.look(notices)
         if self._printed is not None:
@@ -390,7 +390,7 @@ class Session:
             self._say(f"the last events were not written: {error}")
         else:
             is_saved = self._is_ending and bool(claimed.heed.served)
-            keep(claimed.root, claimed.record, Spell(lived_s, end_of(self.outcome, is_saved=is_saved)))
+            keep(claimed.tuning, claimed.record, Spell(lived_s, end_of(self.outcome, is_saved=is_saved)))
 
     def _answer(self, saved: Saved) -> None:
         try:

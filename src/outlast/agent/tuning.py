@@ -48,13 +48,9 @@ class Note(Protocol):
         """Add it."""
 
 
-def begin(tuning: Tuning, store: Store, record: AttemptRecord, hello: Hello) -> Store | None:
-    """Read what earlier attempts teach, in a thread of its own: nobody waits for it, and without it the first save is learnt from.
-
-    Returns:
-        The store of the root, for `keep`; None where there is no root.
-    """
-    root = open_store(hello.root) if hello.root is not None else None
+def begin(tuning: Tuning, store: Store, record: AttemptRecord, hello: Hello) -> None:
+    """Read what earlier attempts teach, in a thread of its own: nobody waits for it, and without it the first save is learnt from."""
+    root = tuning.root = open_store(hello.root) if hello.root is not None else None
 
     def read() -> None:
         try:
@@ -69,14 +65,13 @@ def begin(tuning: Tuning, store: Store, record: AttemptRecord, hello: Hello) -> 
     if hello.max_lost is None and hello.rejoin is None:
         tuning.note("interval", seconds=hello.interval_s, steps=hello.interval_steps, bound="fixed")
     threading.Thread(target=read, name="outlast-history", daemon=True).start()
-    return root
 
 
-def keep(root: Store | None, record: AttemptRecord, spell: Spell) -> None:
+def keep(tuning: Tuning, record: AttemptRecord, spell: Spell) -> None:
     """Keep how this attempt ended for others in its pool. What cannot be put is not: nothing is lost by it but what it taught."""
-    if root is not None:
+    if tuning.root is not None:
         with contextlib.suppress(OutlastError):
-            put_spell(root, record, spell)
+            put_spell(tuning.root, record, spell)
 
 
 class Tuning:
@@ -89,6 +84,10 @@ class Tuning:
         record: the attempt's, which names the pool.
         say: a line for whoever watches.
         note: adds to the ledger.
+
+    Attributes:
+        now: what was decided last.
+        root: where what is kept of pools lies, once `begin` was called; None where there is no root.
     """
 
     def __init__(
@@ -115,6 +114,7 @@ class Tuning:
         self._started_s = time.monotonic()
         self._is_over = self._told = False
         self.now: Interval | None = None
+        self.root: Store | None = None
 
     def know(self, history: History, *, preemptible: bool | None) -> None:
         """Take in what earlier attempts teach, and whether this machine can be taken away at any time."""

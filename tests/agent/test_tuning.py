@@ -1,0 +1,125 @@
+"""What the agent tells the trainer of the interval, and what it says of it, as figures change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from persisting import attempt_record
+
+from outlast._types import Capacity, MaxLost
+from outlast.agent.control import ControlPage, Word
+from outlast.agent.history import History
+from outlast.agent.meter import Measured
+from outlast.agent.tuning import SHORT_RUN_S, Tuning
+from outlast.policy.hazard import Spell
+from outlast.policy.interval import Costs
+
+
+class Told:
+    """A tuning, what it has said and noted, and how long saves take from now on."""
+
+    def __init__(self, max_lost: MaxLost | None) -> None:
+        self.said: list[str] = []
+        self.noted: list[dict[str, Any]] = []
+        self.save_s: float | None = None
+        self.page = ControlPage.create()
+        record = msgspec.structs.replace(attempt_record(), capacity=Capacity(pool="a"))
+        self.tuning = Tuning(
+            self.page, self._measured, max_lost, record, say=self.said.append, note=self._note
+        )
+
+    def _measured(self) -> Measured:
+        return Measured(self.save_s, 1000, 0.0, None, 0.0)
+
+    def _note(self, kind: str, /, **fields: Any) -> None:
+        assert kind == "interval"
+        self.noted.append(fields)
+
+    def save(self, *, upload_s: float, pause_s: float) -> float:
+        """A save has become durable; the interval that the trainer reads then."""
+        self.save_s = upload_s
+        self.page[Word.PAUSE_NS] = int(pause_s * 1e9)
+        self.tuning.committed()
+        return self.interval_s
+
+    @property
+    def interval_s(self) -> float:
+        return self.page[Word.INTERVAL_NS] / 1e9
+
+
+@pytest.fixture
+def told(request: pytest.FixtureRequest) -> Iterator[Told]:
+    made = Told(getattr(request, "param", MaxLost(600.0)))
+    yield made
+    made.tuning.stop()
+    made.page.close()
+
+
+def test_before_a_save_was_measured_nothing_is_decided(told: Told) -> None:
+    told.tuning.know(History(), preemptible=True)
+    assert (told.interval_s, told.noted, told.tuning.interval_s) == (0.0, [], None)
+
+
+def test_what_the_trainer_reads_is_what_is_noted(told: Told) -> None:
+    assert told.save(upload_s=5.0, pause_s=0.5) == pytest.approx(told.noted[-1]["seconds"], abs=1e-3)
+    assert (told.noted[-1]["pause_s"], told.noted[-1]["upload_s"], told.noted[-1]["pool"]) == (0.5, 5.0, "a")
+
+
+def test_an_interval_that_would_hardly_change_stays_and_one_that_changes_does_not(told: Told) -> None:
+    """Each save is noted all the same."""
+    first = told.save(upload_s=5.0, pause_s=0.500)
+    assert told.save(upload_s=5.0, pause_s=0.505) == first
+    for _ in range(5):
+        told.save(upload_s=5.0, pause_s=2.0)
+    assert told.interval_s > 1.5 * first
+    assert len(told.noted) == 7
+
+
+def test_one_pause_that_was_long_by_chance_changes_little(told: Told) -> None:
+    first = told.save(upload_s=5.0, pause_s=0.5)
+    for pause_s in (0.5, 30.0, 0.5):
+        told.save(upload_s=5.0, pause_s=pause_s)
+    assert told.interval_s == first
+
+
+def test_at_the_start_of_an_attempt_the_one_before_is_reckoned_by(told: Told) -> None:
+    """What its pool went through counts as well."""
+    hourly = tuple([Spell(3600.0, "lost")] * 10)
+    told.tuning.know(History(spells=hourly, costs=Costs(0.5, 5.0, 0.1)), preemptible=None)
+    first = told.interval_s
+    assert 40 < first < 80
+    assert told.noted[-1]["interruptions"] == 10
+    assert told.save(upload_s=5.0, pause_s=0.5) == first
+
+
+def test_a_limit_that_cannot_be_kept_is_told_once_and_again_after_it_was_kept(told: Told) -> None:
+    for upload_s in (900.0, 901.0, 5.0, 900.0, 900.0):
+        told.save(upload_s=upload_s, pause_s=0.5)
+    assert len(told.said) == 2
+    assert "durable 900 s after it was taken, which is too long for a max_lost_work of 600 s" in told.said[0]
+    assert "can cost up to 1800 s of work" in told.said[0]
+
+
+@pytest.mark.parametrize("told", [MaxLost(None, 0.01)], indirect=True)
+def test_a_share_of_the_run_grows_with_it_and_is_one_of_an_hour_at_first(told: Told) -> None:
+    told.save(upload_s=5.0, pause_s=100.0)
+    assert told.noted[-1]["max_lost_s"] == pytest.approx(0.01 * SHORT_RUN_S)
+    told.tuning.know(History(trained_s=100 * 3600.0), preemptible=None)
+    assert told.noted[-1]["max_lost_s"] == pytest.approx(3600.0, rel=0.01)
+
+
+@pytest.mark.parametrize("told", [None], indirect=True)
+def test_an_interval_that_the_script_gave_is_left_alone(told: Told) -> None:
+    told.save(upload_s=5.0, pause_s=0.5)
+    assert (told.interval_s, told.noted) == (0.0, [])
+
+
+def test_once_the_attempt_is_over_the_page_is_not_touched(told: Told) -> None:
+    """It may be gone by then; what was asked for earlier may come as late as it likes."""
+    assert told.tuning.stop() >= 0.0
+    told.save(upload_s=5.0, pause_s=0.5)
+    told.tuning.know(History(costs=Costs(0.5, 5.0)), preemptible=None)
+    assert (told.interval_s, told.noted) == (0.0, [])
