@@ -1,9 +1,10 @@
 """A thousand announced interruptions, by every source, at every moment, on machines whose disks go with them.
 
 Each drill is one run of the bundled example, interrupted several times, against an undisturbed run of the same seed. What is done
-is kept, one line a drill, and is not done again: the command can be stopped and continued. `--json` prints the sums.
+is kept, one line a drill with the commit that it was done with, and is not done again: the command can be stopped and continued, on
+another machine too. Begin anew by removing the results. `--json` prints the sums.
 
-    python benchmarks/soak.py [--folder .soak] [--minutes 150] [--first N] [--json]
+    python benchmarks/soak.py [--results benchmarks/soak.jsonl] [--folder .soak] [--minutes 150] [--first N] [--json]
 """
 
 from __future__ import annotations
@@ -101,7 +102,13 @@ def drills() -> list[Drill]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--folder", type=Path, default=Path(".soak"), help="where results and undisturbed runs are kept"
+        "--folder", type=Path, default=Path(".soak"), help="where undisturbed runs and failed drills are kept"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path(__file__).with_name("soak.jsonl"),
+        help="one line for each drill done",
     )
     parser.add_argument("--minutes", type=float, default=150.0, help="begin no drill after so long")
     parser.add_argument("--first", type=int, help="only the first N drills")
@@ -110,18 +117,19 @@ def main() -> None:
     args = parser.parse_args()
     plan = drills()[: args.first]
     if args.one is not None:
-        carry_out(plan[args.one], args.folder)
+        carry_out(plan[args.one], args.folder, args.results)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    results = args.folder / "results.jsonl"
-    done = {line["number"] for line in read(results)}
-    conduct([drill for drill in plan if drill.number not in done], args.folder, args.minutes * 60)
-    sums = summed(read(results), len(plan))
+    done = {line["number"] for line in read(args.results)}
+    conduct(
+        [drill for drill in plan if drill.number not in done], args.folder, args.results, args.minutes * 60
+    )
+    sums = summed(read(args.results), len(plan))
     print(json.dumps(sums, indent=2) if args.json else "\n".join(f"{k}: {v}" for k, v in sums.items()))
     sys.exit(0 if not sums["failures"] else 1)
 
 
-def conduct(plan: list[Drill], folder: Path, for_s: float) -> None:
+def conduct(plan: list[Drill], folder: Path, results: Path, for_s: float) -> None:
     """Run what is left, `LANES` at a time, each in a process of its own: a drill reaps all orphans below it."""
     until = time.monotonic() + for_s
     references = {drill.reference: drill for drill in reversed(plan)}
@@ -141,7 +149,8 @@ def conduct(plan: list[Drill], folder: Path, for_s: float) -> None:
                 break
             drill = fit[0]
             waiting.remove(drill)
-            command = [sys.executable, __file__, "--folder", str(folder), "--one", str(drill.number)]
+            places = ["--folder", str(folder), "--results", str(results)]
+            command = [sys.executable, __file__, *places, "--one", str(drill.number)]
             running[drill.number] = subprocess.Popen(command)
         if not running:
             return
@@ -152,18 +161,21 @@ def conduct(plan: list[Drill], folder: Path, for_s: float) -> None:
         time.sleep(0.2)
 
 
-def carry_out(drill: Drill, folder: Path) -> None:
+def carry_out(drill: Drill, folder: Path, results: Path) -> None:
     """One drill; its report is one line of the results, whatever it says."""
     tempfile.tempdir = str(folder.resolve())
+    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()
     began = time.time()
     report = drill_bundled(replace(drill.options, undisturbed=folder / drill.reference))
     line = {
         "number": drill.number,
+        "commit": commit,
         "reference": drill.reference,
         "seconds": time.time() - began,
         "report": json.loads(to_json(report)),
     }
-    with (folder / "results.jsonl").open("a") as file:
+    with results.open("a") as file:
         file.write(json.dumps(line) + "\n")
     sys.exit(0 if report.passed else 1)
 
