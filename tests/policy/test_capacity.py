@@ -50,7 +50,7 @@ def patterns(ticks):
     )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     work=st.integers(1, 400),
     room=st.integers(0, 150),
@@ -69,7 +69,7 @@ def test_no_deadline_is_missed_that_on_demand_alone_would_have_kept(work, room, 
         target(done_s / job.deadline_s, label=policy.name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     work=st.integers(30, 300), room=st.integers(0, 100), overhead=st.sampled_from([0, 3, 12]), data=st.data()
 )

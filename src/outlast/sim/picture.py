@@ -31,12 +31,15 @@ def draw(path: Path, compared: Compared, job: Job) -> None:
     shown = compared.outcomes.get(OURS) or next(iter(compared.outcomes.values()))
     middle = int(np.argsort(shown.cost_usd)[len(shown.cost_usd) // 2])
     hours = np.arange(compared.is_available.shape[1]) * TICK_S / 3600
-    way.fill_between(hours, 0, compared.is_available[middle], step="post", alpha=0.2, label="spot is there")
+    way.fill_between(hours, 0, compared.is_available[middle], step="post", alpha=0.2)
     for level, (name, outcome) in enumerate(compared.outcomes.items()):
         _bars(way, outcome.choices[middle], compared.own_pool, hours, -1 - level)
-        way.text(hours[-1], -0.6 - level, name, va="center")
     way.axvline(job.deadline_s / 3600, color="black", linestyle=":", label="deadline")
-    way.set(xlabel="hours", yticks=[], title="the job of the median cost: spot (light), on-demand (dark)")
+    way.set(xlabel="hours", title="the job of the median cost: on spot (green), on demand (red)")
+    way.set_yticks(
+        [0.5, *(-0.6 - level for level in range(len(compared.outcomes)))],
+        ["spot is there", *compared.outcomes],
+    )
     way.legend(loc="upper left")
     for name, outcome in compared.outcomes.items():
         if name != OWN:
@@ -52,7 +55,7 @@ def draw(path: Path, compared: Compared, job: Job) -> None:
 
 
 def _bars(axes: Any, choices: Ints, own: int, hours: Floats, level: int) -> None:
-    """What was held in each tick: spot light, on-demand dark."""
+    """What was held in each tick."""
     width = TICK_S / 3600
     for here, colour in ((choices == own, "tab:red"), ((choices != own) & (choices != WAIT), "tab:green")):
         axes.broken_barh([(float(h), width) for h in hours[here]], (level, 0.8), color=colour)
