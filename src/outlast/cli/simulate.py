@@ -128,10 +128,10 @@ def _row(name: str, compared: Compared, deadline_s: float) -> tuple[dict[str, Js
     row: dict[str, Json] = {
         "name": name,
         "mean_cost_usd": float(cost.mean()),
-        "over_optimum": float(cost.mean() / best - 1),
-        "savings": float(1 - cost.mean() / compared.own_usd.mean()),
-        "savings_p5": float(np.percentile(saved, 5)),
-        "savings_p95": float(np.percentile(saved, 95)),
+        "over_optimum": _share(cost.mean() / best - 1),
+        "savings": _share(1 - cost.mean() / compared.own_usd.mean()),
+        "savings_p5": _share(np.percentile(saved, 5)),
+        "savings_p95": _share(np.percentile(saved, 95)),
         "deadline_misses": 0,
         "restarts": None,
         "lost_work_h": None,
@@ -142,6 +142,11 @@ def _row(name: str, compared: Compared, deadline_s: float) -> tuple[dict[str, Js
     row["restarts"] = float((outcome.starts - 1).mean())
     row["lost_work_h"] = float(outcome.idle_s.mean() / 3600)
     return row, float(outcome.finish_s.mean() / 3600)
+
+
+def _share(value: float) -> float:
+    """Without what rounding leaves of nothing."""
+    return round(float(value), 12) + 0.0
 
 
 def _show(found: Sequence[tuple[dict[str, Json], float]], compared: Compared) -> None:

@@ -32,7 +32,7 @@ def draw(path: Path, compared: Compared, job: Job) -> None:
     middle = int(np.argsort(shown.cost_usd)[len(shown.cost_usd) // 2])
     hours = np.arange(compared.is_available.shape[1]) * TICK_S / 3600
     way.fill_between(hours, 0, compared.is_available[middle], step="post", alpha=0.2)
-    for level, (name, outcome) in enumerate(compared.outcomes.items()):
+    for level, outcome in enumerate(compared.outcomes.values()):
         _bars(way, outcome.choices[middle], compared.own_pool, hours, -1 - level)
     way.axvline(job.deadline_s / 3600, color="black", linestyle=":", label="deadline")
     way.set(xlabel="hours", title="the job of the median cost: on spot (green), on demand (red)")
