@@ -83,6 +83,7 @@ def test_an_attempt_that_went_without_a_word_is_kept_for_others_and_one_that_end
 ) -> None:
     """Once, however often it is looked at."""
     past.attempt(1, ("end", {"outcome": "preempted"}))
+    past.learn(2)
     past.attempt(2)
     for _ in range(2):
         past.learn(3)

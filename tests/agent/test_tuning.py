@@ -55,7 +55,8 @@ def told(request: pytest.FixtureRequest) -> Iterator[Told]:
     made = Told(getattr(request, "param", MaxLost(600.0)))
     yield made
     made.tuning.stop()
-    made.page.close()
+    if "over" not in request.node.name:
+        made.page.close()
 
 
 def test_before_a_save_was_measured_nothing_is_decided(told: Told) -> None:
@@ -118,8 +119,9 @@ def test_an_interval_that_the_script_gave_is_left_alone(told: Told) -> None:
 
 
 def test_once_the_attempt_is_over_the_page_is_not_touched(told: Told) -> None:
-    """It may be gone by then; what was asked for earlier may come as late as it likes."""
+    """It is gone by then; what was asked for earlier may come as late as it likes."""
     assert told.tuning.stop() >= 0.0
-    told.save(upload_s=5.0, pause_s=0.5)
+    told.page.close()
+    told.tuning.committed()
     told.tuning.know(History(costs=Costs(0.5, 5.0)), preemptible=None)
-    assert (told.interval_s, told.noted) == (0.0, [])
+    assert told.noted == []
