@@ -166,3 +166,16 @@ def test_what_is_no_file_is_not_believed_and_does_not_block(path):
     assert time.monotonic() - began < 5
     (path / "link").symlink_to(path / "nowhere")
     assert poll(FileSource(path / "link")).notices == ()
+
+
+def test_a_file_that_is_written_again_with_the_same_content_gives_no_more_time(path):
+    """A hook that writes its notice in a loop: the end comes no later for it."""
+    source = FileSource(path)
+    first = None
+    for second in range(4):
+        path.write_text('{"seconds": 10}')
+        os.utime(path, ns=(second * 10**9, second * 10**9))
+        polled = poll(source, second)
+        first = first or polled.notices[0]
+        assert not second or polled.notices == ()
+    assert first.deadline_s == NOW_S + 10

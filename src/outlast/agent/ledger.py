@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ class Ledger:
     def __init__(self, log: EventLog, kept: Callable[[int], None]) -> None:
         self._log = log
         self._kept = kept
+        self._keeps_words = os.environ.get("OUTLAST_LOGS") != "0"
         self._lock = threading.Lock()
         self._taken = 0
         self._told = 0
@@ -30,6 +32,9 @@ class Ledger:
 
     def take(self, record: dict[str, Json]) -> None:
         """Keep a record of the trainer's for the next part."""
+        if record.get("kind") == "exception" and not self._keeps_words:
+            # As with what it printed: of its last words only the kind of the exception.
+            record = {**record, "text": str(record.get("text", "")).partition(":")[0], "trace": ""}
         self._log.add(record)
         self._taken += 1  # after it is in the log: a flush that counts it puts it
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from outlast._errors import ConfigError
-from outlast._say import say
+from outlast._say import say, wait_for_nobody
 from outlast.agent.protocol import NoticeHeard
 from outlast.agent.session import Session
 from outlast.agent.tee import FLUSH_S, take_over
@@ -157,6 +157,7 @@ class Loop:
 def serve(fd: int) -> int:
     """Be the agent of the trainer at the other end of `fd`, until it is gone and all it handed over is durable."""
     try:
+        wait_for_nobody()
         watch = watch_machine(os.environ)
     except ConfigError as error:
         say(str(error))

@@ -440,12 +440,5 @@ class Session:
         claimed = self.claimed
         if claimed is None:
             return
-        claimed.events.add(
-            {
-                "kind": kind,
-                "utc": utc_now(),
-                "attempt": claimed.record.attempt,
-                "step": claimed.page[Word.STEPS],
-                **fields,
-            }
-        )
+        attempt, step = claimed.record.attempt, claimed.page[Word.STEPS]
+        claimed.events.add({"kind": kind, "utc": utc_now(), "attempt": attempt, "step": step, **fields})

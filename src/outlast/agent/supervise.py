@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from outlast._errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_STORE, EXIT_SUPERSEDED, ConfigError
-from outlast._say import say
+from outlast._say import say, wait_for_nobody
 from outlast.agent.requeue import batch_job, requeue
 from outlast.agent.server import Loop
 from outlast.agent.session import Session
@@ -98,6 +98,7 @@ def supervise(
     Raises:
         ConfigError: the command cannot be started.
     """
+    wait_for_nobody()
     name = f"outlast-{os.getuid()}-{secrets.token_hex(8)}"
     env = {**os.environ, "OUTLAST_AGENT": name, "OUTLAST_LAUNCH_ID": secrets.token_hex(8)}
     if store is not None:

@@ -35,9 +35,7 @@ PAUSE_S = 0.02
 """Before what has come is read: a line that was written in pieces mostly passes whole, and a script that prints line by line wakes
 the agent 50 times a second at most. Nobody sees it."""
 FLUSH_S = 5.0
-"""Longest wait for the store, once the script has ended."""
-DRAIN_S = 10.0
-"""Longest wait for whoever reads our output, once the script has ended."""
+"""Longest wait once the script has ended: for whoever reads our output, and for the store."""
 _FIRST_FD = 200
 """Descriptors that are handed down lie above those that shell scripts choose by number."""
 _STDOUT, _STDERR = 1, 2
@@ -82,8 +80,8 @@ class Tee:
         self._copies = [_Copy(stream, printed.keep, owner) for stream in streams]
 
     def end(self, within_s: float) -> None:
-        """The script has ended: pass on what it has printed, then put it, and wait for that for so long."""
-        until_s = time.monotonic() + DRAIN_S
+        """The script has ended: pass on what it has printed and put it; wait for so long, for each of the two."""
+        until_s = time.monotonic() + within_s
         for copy in self._copies:
             copy.drain(max(until_s - time.monotonic(), 0.0))
         self.printed.end(within_s)

@@ -26,6 +26,7 @@ class FileSource:
         self._path = path
         self._default_grace_s = default_grace_s
         self._seen: tuple[int, ...] | None = None
+        self._content = b""
         self._standing: Notice | None = None
         self._count = 0
         self._last_warning = ""
@@ -48,6 +49,9 @@ class FileSource:
                 return Polled()
             self._seen = seen
             content = os.read(fd, MAX_BYTES + 1)
+            if self._standing is not None and content == self._content:
+                return Polled()  # touched, or written again: the end that it tells of comes no later
+            self._content = content
         except OSError as error:
             return self._warn(f"cannot be read ({error.strerror}); no notice is taken from it")
         finally:
