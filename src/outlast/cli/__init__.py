@@ -10,7 +10,7 @@ from cyclopts import App
 
 from outlast._errors import OutlastError
 
-COMMANDS = ("run", "drill", "checkpoints", "status", "simulate", "logs", "fit")
+COMMANDS = ("run", "drill", "checkpoints", "status", "plan", "simulate", "logs", "fit")
 
 
 def main() -> None:
