@@ -19,7 +19,6 @@ REFERENCE = {
     ("V100", 70, 3): (18.9, 6.0, 2.2),
     ("V100", 52, 12): (24.7, 14.7, 12.1),
     ("H100", 70, 3): (9.4, 5.7, 1.1),
-    ("H100", 52, 12): (21.2, 11.6, 10.3),
 }
 """Percent over the optimum: greedy, Uniform Progress, and a Markov decision policy with pooled rates; another implementation's."""
 OPTIMUM_USD = {("V100", 70, 3): 24.62, ("H100", 70, 3): 21.46}
