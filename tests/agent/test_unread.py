@@ -57,7 +57,12 @@ def test_what_is_said_is_read_whole_where_somebody_reads(tmp_path: Path) -> None
 
 def test_a_notice_is_acted_on_though_nobody_reads(lab: Lab, full: int) -> None:
     """The pipe is full before the first line: told to go, the script is saved for and left all the same."""
-    env = lab.env | {"T_GATES": "step:5", "OUTLAST_NOTICE_FILE": str(lab.folder / "notice")}
+    env = lab.env | {
+        "T_GATES": "step:5",
+        "T_EPOCHS": 30,
+        "T_SLEEP": 0.1,
+        "OUTLAST_NOTICE_FILE": str(lab.folder / "notice"),
+    }
     command = [str(Path(sys.executable).with_name("outlast")), "run", "--", sys.executable, str(TRAIN)]
     process = subprocess.Popen(
         command,

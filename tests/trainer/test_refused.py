@@ -155,6 +155,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_an_older_one_used(lab: Lab) ->
     lab.open("step:3")
     lab.at("step:9")
     first.kill(15)
+    lab.committed(6)
     lab.open("step:9")
     assert first.wait() == 75
     assert [commit["step"] for commit in lab.commits()] == [2, 6, 9], (

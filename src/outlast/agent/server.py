@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from outlast._errors import ConfigError
-from outlast._say import say, wait_for_nobody
+from outlast._say import LAST_WORDS_S, said, say, wait_for_nobody
 from outlast.agent.protocol import NoticeHeard
 from outlast.agent.session import Session
 from outlast.agent.tee import FLUSH_S, take_over
@@ -164,6 +164,7 @@ def serve(fd: int) -> int:
         return error.exit_code
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
     loop = Loop(watch)
+    said(LAST_WORDS_S)  # before what the script prints passes through here
     tee = take_over(os.environ)
     session = Session(
         Wire(socket.socket(fileno=fd)),
