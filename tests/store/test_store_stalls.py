@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
 from outlast import _errors as errors
+from outlast.drill.throttle import throttled
 from outlast.store import remote
 from outlast.store._client import Patience
 from outlast.store.remote import RemoteStore
@@ -93,8 +96,26 @@ def test_an_upload_that_stays_stuck_is_given_up_in_time(proxied, kind):
     assert [info.key for info in RemoteStore(url).list()] == ["run.json"]
 
 
-def test_a_line_that_was_too_slow_is_loaded_less(proxied):
-    """After a first try in vain, this upload and the next are sent in small parts, two at once."""
+@pytest.mark.parametrize("data", [LARGE, LARGE[: 7 * MIB]], ids=["in parts", "whole"])
+def test_a_line_that_is_too_slow_for_a_first_try_carries_the_next_upload_once(
+    moto, prefix, monkeypatch, data
+):
+    """An answer comes when a body has arrived: what a line cannot carry in that time is sent in vain once, and then loaded less."""
+    address = urlsplit(moto.endpoint)
+    with throttled((address.hostname, address.port), 8e6) as line:
+        server = dataclasses.replace(moto, endpoint=f"http://127.0.0.1:{line.port}")
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        store = RemoteStore(server.url(prefix), patience=PATIENCE)
+        store.write(KEY, [memoryview(data)])
+        before = line.passed_bytes
+        store.write("segments/y.bin", [memoryview(data)])
+        assert line.passed_bytes - before < 1.1 * len(data)
+        assert store.get("segments/y.bin") == store.get(KEY) == data
+
+
+def test_a_line_that_is_no_longer_slow_is_loaded_in_full_again(proxied):
+    """One upload in small parts after a first try in vain; it was fast, so the next is in large ones."""
     proxy, url = proxied
     store = RemoteStore(url, patience=PATIENCE)
     proxy.plan(
@@ -104,7 +125,7 @@ def test_a_line_that_was_too_slow_is_loaded_less(proxied):
     assert proxy.faults_left == 0
     proxy.plan()
     store.write("segments/y.bin", [memoryview(LARGE)])
-    assert len([request for request in proxy.requests if "partNumber=" in request]) == 3
+    assert len([request for request in proxy.requests if "partNumber=" in request]) == 2
     assert RemoteStore(url).get("segments/y.bin") == LARGE
 
 

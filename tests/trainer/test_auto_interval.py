@@ -19,7 +19,7 @@ SCRIPT = """
 import json, os, time
 import torch, outlast
 
-params = torch.nn.Parameter(torch.zeros(512 * 1024))
+params = torch.nn.Parameter(torch.zeros(1024 * 1024))
 model = torch.nn.Module()
 model.params = params
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -79,28 +79,32 @@ def test_on_a_store_that_becomes_ten_times_slower_saves_come_back_to_back_and_th
         throttle = place.throttle
         assert throttle is not None
         auto.env.update(place.env)
-        script = auto.source(SCRIPT, OUTLAST_STORE=place.url, OUTLAST_MAX_LOST_WORK="4s")
+        script = auto.source(SCRIPT, OUTLAST_STORE=place.url, OUTLAST_MAX_LOST_WORK="6s")
         before = tuned(
             lambda: said(auto, str(place.folder / "run")), lambda now: now["bound"] == "max-lost-work"
         )
-        assert before["worst_s"] <= 4.2
+        assert before["worst_s"] <= 6.3
         throttle._bytes_per_s = 4e5
         after = tuned(
             lambda: said(auto, str(place.folder / "run")),
-            lambda now: now["bound"] == "back-to-back" and now["upload_s"] > 4,
+            lambda now: now["bound"] == "back-to-back" and now["upload_s"] > 6,
         )
         assert after["seconds"] == pytest.approx(after["upload_s"], rel=0.1)
         text = script.says("saves run back to back, and an interruption without a notice can cost up to")
-        assert "too long for a max_lost_work of 4 s" in text
+        assert "too long for a max_lost_work of 6 s" in text
 
 
 def tuned(
     get: Callable[[], dict[str, Any] | None], until: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     """Wait until what status says of the interval is so."""
-    return eventually(
-        "the interval is that", lambda: now if (now := get()) is not None and until(now) else None
-    )
+    seen: list[dict[str, Any] | None] = [None]
+
+    def is_so() -> dict[str, Any] | None:
+        seen[0] = now = get()
+        return now if now is not None and until(now) else None
+
+    return eventually("the interval is that", is_so, lambda: f"last it was {seen[0]}")
 
 
 def test_a_run_begins_with_what_others_in_its_pool_went_through_and_not_with_what_another_pool_did(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import threading
 import time
@@ -26,8 +27,8 @@ _IN_FLIGHT = 8
 _SLOW_PIECE_BYTES = 5 << 20
 """The smallest part that S3 takes, for the later tries over a line that was too slow for the first."""
 _SLOW_IN_FLIGHT = 2
-_SLOW_PATIENCES = 5
-"""For how many patiences the slow manner is kept once it was needed, so that not every upload is begun in vain."""
+_LEAST_HASTE = 2
+"""The fast manner is for a line that carries what is in flight in this part of the time after which a first try is cut off."""
 _BLOCK_BYTES = 1 << 20
 """A download is handed on in blocks of this size; larger and smaller ones cost more time (measured 64 KiB to 8 MiB)."""
 _DELETED_AT_ONCE = 1000
@@ -49,7 +50,7 @@ class RemoteStore:
         self._honours_create: bool | None = None
         self._probing = threading.Lock()
         self._serves_ranges: bool | None = None
-        self._slow_until = 0.0
+        self._bytes_per_s = math.inf
 
     @property
     def url(self) -> str:
@@ -96,25 +97,28 @@ class RemoteStore:
         """
         check_key(self._url, key)
         views = [part.cast("B") for part in parts]
-        if sum(map(len, views)) <= _PIECE_BYTES:
-            self._put(key, b"".join(views))
-            return
+        path, nbytes = self._path(key), sum(map(len, views))
 
-        def upload(number: int) -> None:
-            fast = not number and time.monotonic() >= self._slow_until
-            piece_bytes = _PIECE_BYTES if fast else _SLOW_PIECE_BYTES
+        def whole(is_slow: bool) -> None:
+            # Not repeated by the client itself: a body that is too much for the line would be sent in vain again and again.
+            client = self._clients.once_at(int(is_slow))
+            obstore.put(client, path, b"".join(views), use_multipart=False)
+
+        def in_pieces(is_slow: bool) -> None:
+            piece_bytes = _SLOW_PIECE_BYTES if is_slow else _PIECE_BYTES
             obstore.put(
-                self._clients.at(0 if fast else 1),
-                self._path(key),
+                self._clients.at(int(is_slow)),
+                path,
                 _pieces(views, piece_bytes),
                 use_multipart=True,
                 chunk_size=piece_bytes,
-                max_concurrency=_IN_FLIGHT if fast else _SLOW_IN_FLIGHT,
+                max_concurrency=_SLOW_IN_FLIGHT if is_slow else _IN_FLIGHT,
             )
-            if number:
-                self._slow_until = time.monotonic() + _SLOW_PATIENCES * self._patience.total_s
 
-        persist(self._patience, self._name(key), upload, tries=2)
+        if nbytes <= _PIECE_BYTES:
+            self._upload(key, nbytes, nbytes, whole)
+        else:
+            self._upload(key, nbytes, min(nbytes, _PIECE_BYTES * _IN_FLIGHT), in_pieces)
 
     def get(self, key: str) -> bytes:
         """Return a whole small object."""
@@ -212,6 +216,21 @@ class RemoteStore:
         ):  # may write but not delete: the probe stays, and nothing reads it
             self.delete([key])
         return honours
+
+    def _upload(self, key: str, nbytes: int, in_flight_bytes: int, send: Callable[[bool], None]) -> None:
+        """Call `send` until it succeeds, in the slow manner from the second try on, and from the first on a line known to be slow.
+
+        An answer comes when a body has arrived, so a line that carries too little looks like a store that hangs.
+        """
+
+        def upload(number: int) -> None:
+            least_bytes_per_s = _LEAST_HASTE * in_flight_bytes / self._patience.quick_s
+            is_slow = number > 0 or self._bytes_per_s < least_bytes_per_s
+            began_s = time.monotonic()
+            send(is_slow)
+            self._bytes_per_s = nbytes / (time.monotonic() - began_s) if is_slow else math.inf
+
+        persist(self._patience, self._name(key), upload, tries=2)
 
     def _put(self, key: str, data: bytes) -> None:
         path = self._path(key)
