@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import time
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from field.torchless import Trainer, events
 from outlast._errors import ConfigError
 from outlast._types import Capacity
 from outlast.agent.protocol import Hello
+from outlast.cli._plan_given import Flags, given
 from outlast.cli.plan import app
 from outlast.sim.generate import generate, write
 
@@ -108,11 +111,11 @@ def test_work_counted_in_steps_is_the_same_work(capsys):
         ({"work": "nan"}, "--work is 'nan'"),
         ({"work": "6parsecs"}, "--work is '6parsecs'"),
         ({"work": "100 steps"}, "--step as well"),
-        ({"deadline": "5h"}, "--deadline is '5h', sooner than --work"),
+        ({"deadline": "5h"}, "--deadline is '5h', which leaves 5.00 h; --work and one start take 6.00 h"),
         ({"deadline": "2020-01-01T00:00"}, "--deadline is '2020-01-01T00:00', which is over"),
         ({"spot": None}, "--spot is not given"),
         ({"on_demand": None}, "--on-demand is not given"),
-        ({"spot": "0usd"}, "--spot is '0'"),
+        ({"spot": "0usd"}, "--spot is '0usd'"),
         ({"spot": "nan"}, "--spot is 'nan'"),
         ({"on_demand": "-3usd"}, "--on-demand is '-3usd'"),
         ({"spot": "0.92eur"}, "--spot is '0.92eur'"),
@@ -135,6 +138,108 @@ def test_bad_input_is_refused_and_its_flag_named(changed, says, capsys):
     """With what was found; before anything is replayed."""
     with pytest.raises(ConfigError, match=re.escape(says)):
         planned(capsys, **changed)
+
+
+def job_file(folder, text, days=3):
+    """A job file that was written so many days ago."""
+    path = folder / "job.toml"
+    path.write_text(text)
+    then = time.time() - days * 86_400
+    os.utime(path, (then, then))
+    return path
+
+
+def test_a_job_file_says_what_flags_say(tmp_path, capsys):
+    """All of it, required flags too; the plan is the same, and each price says which file it is from and how old that is."""
+    table = "".join(f"{name[2:]} = {json.dumps(value)}\n" for name, value in FLAGS.items())
+    path = job_file(tmp_path, f"[plan]\n{table}egress = 0.02\n[launch]\nother = 'commands'\n")
+    out = planned(capsys, "--job", str(path), **dict.fromkeys(name[2:].replace("-", "_") for name in FLAGS))
+    assert "spot, per machine and hour: 0.92 USD (job.toml, written 3 days ago)\n" in out
+    assert "egress, per GB: 0.02 USD (job.toml, written 3 days ago)\n" in out
+    assert out.replace("job.toml, written 3 days ago", "given") == planned(capsys, egress="0.02usd")
+
+
+def test_a_flag_goes_before_the_file(tmp_path):
+    """For itself, and for what makes sense only beside what it replaces: a time per step, a rate beside traces."""
+    path = job_file(
+        tmp_path,
+        "[plan]\nwork = '20000steps'\nstep = '1s'\nhazard = '0.1/h'\nelastic = true\nnodes = 4\non-demand = 3\n",
+    )
+    found = given(Flags(on_demand="4usd", elastic=False), path)
+    assert found.flags == Flags(
+        work="20000steps", step="1s", hazard="0.1/h", elastic=False, nodes=4, on_demand="4usd"
+    )
+    assert found.name("on_demand") == "--on-demand"
+    assert found.name("hazard") == f"{path}: [plan] hazard"
+    assert given(Flags(work="48h"), path).flags.step is None
+    assert given(Flags(work="30000steps"), path).flags.step == "1s"
+    assert given(Flags(traces=[Path("a.csv")]), path).flags.hazard is None
+
+
+def test_paths_in_a_file_start_where_it_is_and_times_are_toml(tmp_path):
+    """Wherever the command runs; a name or a URL of a run stays what it is."""
+    path = job_file(
+        tmp_path, "[plan]\ntraces = ['a.csv', '/b.csv']\nrun = './runs/a'\ndeadline = 2026-12-01T12:00:00Z\n"
+    )
+    flags = given(Flags(), path).flags
+    assert flags.traces == [tmp_path / "a.csv", Path("/b.csv")]
+    assert flags.run == f"{tmp_path}/runs/a"
+    assert flags.deadline == "2026-12-01T12:00:00+00:00"
+    assert given(Flags(), job_file(tmp_path, "[plan]\nrun = 'gpt-small'\n")).flags.run == "gpt-small"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("work = '6h'", 'has no table [plan]; expected one with lines such as work = "48h"'),
+        ("plan = 3", "has no table [plan]"),
+        ("[plan\nwork", "is no TOML: "),
+        ("[plan]\nwork = 6h", "at line 2"),
+        ("[plan]\nspot = '\udcff'", "is no TOML: "),
+        (
+            "[plan]\non_demand = 3.06",
+            "[plan] holds 'on_demand', which it does not know; expected keys of work, ",
+        ),
+        ("[plan]\nexplain = true", "[plan] holds 'explain', which"),
+        ("[plan]\nwork = 48", '[plan] work is 48; expected a value such as work = "48h"'),
+        ("[plan]\nnodes = '4'", "[plan] nodes is '4'; expected a value such as nodes = 4"),
+        ("[plan]\nnodes = true", "[plan] nodes is True; expected a value such as nodes = 4"),
+        ("[plan]\nnodes = 2.5", "[plan] nodes is 2.5; expected"),
+        ("[plan]\nelastic = 'yes'", "[plan] elastic is 'yes'; expected a value such as elastic = true"),
+        (
+            "[plan]\ntraces = 'a.csv'",
+            "[plan] traces is 'a.csv'; expected a value such as traces = [\"zones.csv.gz\"]",
+        ),
+        ("[plan]\ntraces = []", "[plan] traces is []; expected"),
+        ("[plan]\nspot = [1]", "[plan] spot is [1]; expected a value such as spot = 0.92"),
+        ("[plan]\nspot = nan", "job.toml: [plan] spot is 'nan'; expected USD of at least 0"),
+        ("[plan]\nspot = -1", "job.toml: [plan] spot is '-1'; expected USD of at least 0"),
+        ("[plan]\nspot = 0.0", "job.toml: [plan] spot is '0.0'; expected more than 0"),
+        ("[plan]\nnodes = 0", "job.toml: [plan] nodes is 0; expected more than 0"),
+        ("[plan]\nhazard = 'often'", "job.toml: [plan] hazard is 'often'; expected"),
+        ("[plan]\nrecall = 90.0", "job.toml: [plan] recall is '90.0'; expected a share"),
+        ("[plan]\ndeadline = 2020-01-01", "job.toml: [plan] deadline is '2020-01-01', which is over"),
+    ],
+)
+def test_a_bad_job_file_is_refused_and_its_key_named(text, says, tmp_path, capsys):
+    """With the file, what was found, and what is expected there."""
+    path = job_file(tmp_path, "")
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    key = re.search(r"^(spot|deadline) =", text, re.MULTILINE)
+    with pytest.raises(ConfigError, match=re.escape(says)) as raised:
+        planned(capsys, "--job", str(path), **({key.group(1): None} if key else {}))
+    assert str(path) in str(raised.value)
+
+
+def test_a_job_file_that_is_not_there_or_says_too_little_is_refused(tmp_path, capsys):
+    """By its name."""
+    with pytest.raises(ConfigError, match=r"no\.toml cannot be read: No such file"):
+        planned(capsys, "--job", str(tmp_path / "no.toml"))
+    path = job_file(tmp_path, "[plan]\n")
+    with pytest.raises(ConfigError, match=rf"--work is not given, nor does {path} say it; expected .* 48h"):
+        planned(capsys, "--job", str(path), work=None)
+    with pytest.raises(ConfigError, match=r"--pause is not given, nor does .* or a run \(--run\) say it"):
+        planned(capsys, pause=None)
 
 
 def test_traces_are_replayed_as_they_are_and_say_the_hazard(tmp_path, capsys):

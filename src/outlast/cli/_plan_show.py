@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from outlast._types import Json
-from outlast.cli._show import console, print_json, table, text
+from outlast.cli._show import console, print_json, since, table, text
 from outlast.policy.plan import Counted, Joint, joint, pays_below_usd, rows
 from outlast.policy.plan_reasons import Reason
 from outlast.policy.plan_records import Job, Price, Prices, Risk
@@ -116,7 +116,7 @@ def _lines(job: Job, prices: Prices, risk: Risk, counted: Counted, why: Sequence
 def _said(price: Price) -> str:
     if price.source.startswith("not given"):
         return price.source
-    age = "" if price.age_s is None else f", {_time(price.age_s)} old"
+    age = "" if price.age_s is None else f", written {since(price.age_s)}"
     return f"{price.usd:g} USD ({price.source}{age})"
 
 

@@ -54,8 +54,11 @@ def age_s(utc: str) -> float | None:
 def ago(utc: str) -> str:
     """A time as a person reads it, e.g. `12 min ago`."""
     seconds = age_s(utc)
-    if seconds is None:
-        return "at an unknown time"
+    return "at an unknown time" if seconds is None else since(seconds)
+
+
+def since(seconds: float) -> str:
+    """An age as a person reads it, e.g. `12 min ago`."""
     unit_s, name = next((unit_s, name) for least_s, unit_s, name in _AGES if seconds >= least_s)
     return f"{seconds / unit_s:.0f} {name} ago"
 
