@@ -50,18 +50,18 @@ def undisturbed(tmp_path_factory):
 
 
 def test_whoever_tells_and_whenever_what_fits_is_saved_and_resumed_exactly(undisturbed):
-    """Six sources and as many moments, faults of the services among them, a new disk each time."""
+    """Four sources and as many moments, faults of the services among them, a new disk each time."""
     sources = ("aws", "gcp", "azure", "alibaba", "tencent", "slurm", "sigterm")
     report = drill_bundled(
         options(
-            Notices(sources=sources, warnings_s=(4.0, 8.0), count=6),
+            Notices(sources=sources, warnings_s=(4.0, 8.0), count=4),
             undisturbed=undisturbed,
             bytes_per_s=2_000_000,
         )
     )
     assert report.passed, report.failures
     assert report.bit_identical
-    assert len(report.interruptions) >= 4, report.notes
+    assert len(report.interruptions) >= 3, report.notes
     fit = [item for item in report.interruptions if item.notice.fits]
     assert any(item.notice.commit_reason == "emergency" for item in fit)
     assert all(item.steps_lost <= 1 for item in fit)

@@ -28,7 +28,7 @@ LOOK_BACK_PARTS = 64
 
 _OF_HEAD = frozenset({"attempt", "resume", "interval"})
 _OF_CHECKPOINT = frozenset({"metrics"})
-_OF_ENDING = frozenset({"notice", "notice-cancelled", "notice-outcome", "save", "end", "alive"})
+_OF_ENDING = frozenset({"resume", "notice", "notice-cancelled", "notice-outcome", "save", "end", "alive"})
 _SOUGHT = frozenset({"save", "metrics"})
 
 Events = list[dict[str, Json]]

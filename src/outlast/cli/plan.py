@@ -18,6 +18,7 @@ def plan(
     flags: Annotated[Flags, Parameter(name="*")] = _NOTHING,
     *,
     job: Path | None = None,
+    plot: Path | None = None,
     explain: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -30,6 +31,7 @@ def plan(
     Args:
         flags: What is said of the job.
         job: TOML file whose table [plan] says what the flags do, by their names: work = "48h". Flags go before it, --run after.
+        plot: Draw the intervals and what is saved into this file; needs matplotlib (pip install 'outlast[plot]').
         explain: Show every term with its formula and numbers.
         json: Print JSON.
     """
@@ -45,6 +47,10 @@ def plan(
     risk, zones = risk_of(said, asked.nodes, found)
     counted = count(asked, prices, risk, zones.ask)
     why = reasons(asked, prices, risk, counted, zones.ask)
+    if plot is not None:
+        from outlast.cli._plan_picture import draw
+
+        draw(plot, asked, counted)
     if json:
         as_json(asked, prices, risk, counted, why)
     else:
