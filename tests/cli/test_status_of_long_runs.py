@@ -13,12 +13,12 @@ from outlast.checkpoint import catalog
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.manifest import AttemptRecord, attempt_key, seal
 from outlast.cli import status
-from outlast.cli._recent import ATTEMPTS_READ, ENDING_PARTS, ENDINGS_READ, HEAD_PARTS, LOOK_BACK_PARTS
+from outlast.cli._recent import ENDING_PARTS, ENDINGS_READ, HEAD_PARTS, LOOK_BACK_PARTS
 from saving import RUN_ID, UTC, MemoryStore, id_of, save
 
 HERE = process_id(os.getpid())
 ATTEMPTS = 5
-MOST_PARTS = LOOK_BACK_PARTS + (ATTEMPTS - 1) * ENDING_PARTS + ATTEMPTS_READ * HEAD_PARTS + 1
+MOST_PARTS = LOOK_BACK_PARTS + (ATTEMPTS - 1) * ENDING_PARTS + ATTEMPTS * HEAD_PARTS + 1
 """What may be read of the ledger of so many attempts; one more is the part that reaches to the newest checkpoint."""
 
 
@@ -194,10 +194,7 @@ def test_of_hundreds_of_attempts_the_newest_are_told(run):
         run.put(number, notice(7, f"aws-{number}"), ("save", 8, {"reason": "emergency"}), ("end", 9, {}))
     found, read, lists = run.status()
     assert found["recall"] == {"saved": ENDINGS_READ, "counted": ENDINGS_READ, "share": 1.0}
-    assert (read <= LOOK_BACK_PARTS + ENDINGS_READ * ENDING_PARTS + ATTEMPTS_READ * HEAD_PARTS, lists) == (
-        True,
-        1,
-    )
+    assert (read <= LOOK_BACK_PARTS + ENDINGS_READ * (ENDING_PARTS + HEAD_PARTS), lists) == (True, 1)
 
 
 def test_a_notice_that_has_just_come_is_not_held_against_the_save_that_is_under_way(run):

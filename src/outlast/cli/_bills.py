@@ -129,10 +129,9 @@ def _bill(
     seconds = (ended - began).total_seconds()
     end = next((event for event in reversed(its) if event.get("kind") == "end"), None)
     saves = _paused_s(its)
-    if following:
-        kept = following[0].resumed_from
-    else:  # what the next attempt would resume from; a run that has not ended may lose nothing yet
-        kept = max(saves, default="") if end is not None else None
+    # What the next attempt resumed from, or would: as long as this one lives, nothing is lost.
+    newest = max(saves, default="") if end is not None else None
+    kept = following[0].resumed_from if following else newest
     is_in_vain = bool(following) and kept == record.resumed_from
     if is_in_vain:
         lost_s: float | None = seconds
@@ -148,6 +147,7 @@ def _bill(
         on_demand_usd_per_hour=paid.on_demand_usd_per_hour if paid else None,
         lost_s=None if lost_s is None else min(max(lost_s, 0.0), seconds),
         saving_s=0.0 if is_in_vain else saves.get(kept or "", max(saves.values(), default=None)),
+        is_restart=record.resumed_from is not None,
         start_s=_start_s(its, began, seconds),
         machines=_machines(record, its),
     )
@@ -191,7 +191,7 @@ def _start_s(its: Events, began: datetime, seconds: float) -> float | None:
     """Until it went on from where it resumed; not known of one that began afresh, nor where that was not read."""
     resumed = [_at(event.get("utc")) for event in its if event.get("kind") == "resume"]
     found = [(at - began).total_seconds() for at in resumed if at is not None]
-    return min(max(max(found), 0.0), seconds) if found else None
+    return min(max(*found, 0.0), seconds) if found else None
 
 
 def _machines(record: AttemptRecord, its: Events) -> int:

@@ -20,7 +20,7 @@ HEAD_PARTS = 2
 TAIL_PARTS = 8
 """Last parts of an attempt: notice, last save and end lie within seconds of each other, each in a part of its own."""
 ENDINGS_READ = 50
-"""Newest attempts of whose last parts the notices, and what became of them, are told: a week of one interruption every 3 hours."""
+"""Newest attempts of whose first and last parts is told what they cost, and what became of notices: a week of one interruption every 3 hours."""
 ENDING_PARTS = 16
 """Last parts of an attempt that hold the notice it ended by: 2 minutes' warning are 5 signs of life, a decision, and two saves."""
 LOOK_BACK_PARTS = 64
@@ -37,7 +37,7 @@ Events = list[dict[str, Json]]
 def recent_events(
     store: Store, attempts: Sequence[int], reaching: Iterable[str], report: Callable[[str], None]
 ) -> Events:
-    """Return records of the newest attempts, in the order in which they were written; of older ones, those of their ends.
+    """Return records of the newest attempts, in the order in which they were written; of older ones, those of their beginnings and ends.
 
     Args:
         store: the run's store.
@@ -54,8 +54,8 @@ def recent_events(
     for (attempt, *_), group in groupby(parts, lambda part: (part.attempt, part.nonce, part.rank)):
         keys = [part.key for part in group if part.attempt in known]
         endings.update(keys[-ENDING_PARTS:])
+        heads.update(keys[:HEAD_PARTS])
         if attempt in recent:
-            heads.update(keys[:HEAD_PARTS])
             most = LOOK_BACK_PARTS if attempt in attempts[-1:] else TAIL_PARTS
             tails |= _look_back(store, keys[-most:], report)
     others = [part.key for part in parts if part.key in heads | named | endings and part.key not in tails]

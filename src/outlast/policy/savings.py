@@ -23,6 +23,7 @@ class Bill:
         on_demand_usd_per_hour: what such a machine costs on demand; None where nobody said.
         lost_s: of its seconds, those whose work the next attempt did again; None where that is not known.
         saving_s: of its other seconds, those that training stood still for saves; None where that is not known.
+        is_restart: it went on from a checkpoint.
         start_s: of its seconds, those before its first step; None where that is not known.
         pause_s: for how long training stands still for one save; None where nobody measured it.
         machines: that it held, all of them at that price.
@@ -34,6 +35,7 @@ class Bill:
     on_demand_usd_per_hour: float | None = None
     lost_s: float | None = 0.0
     saving_s: float | None = 0.0
+    is_restart: bool = False
     start_s: float | None = 0.0
     pause_s: float | None = 0.0
     machines: int = 1
@@ -47,9 +49,8 @@ class Savings:
         seconds: of machines: two of them for an hour are two hours.
         priced_s: of those, the ones whose price is known.
         paid_usd: for these.
-        compared_s: of those, the ones whose price on demand and whose loss are known as well.
-        on_demand_usd: what the work of these would have cost on demand: their seconds without the lost ones, since a machine that stays
-            loses none.
+        compared_s: of those, the ones of attempts of which `steady_s` and the price on demand are known as well.
+        on_demand_usd: what the work of these would have cost on demand: `steady_s` of each.
         saved_usd: that, less what was paid for these.
         saved_share: the same of `on_demand_usd`; None where that is nothing.
         lost_s: of the run, work that was done again, as far as it is known; it is in `paid_usd`.
@@ -80,10 +81,8 @@ class Savings:
 def savings(bills: Sequence[Bill]) -> Savings:
     """Sum up."""
     priced = [bill for bill in bills if bill.usd_per_hour is not None]
-    compared = [b for b in priced if b.on_demand_usd_per_hour is not None and b.lost_s is not None]
-    on_demand_usd = _usd(
-        compared, lambda b: b.seconds - (b.lost_s or 0.0), lambda b: b.on_demand_usd_per_hour
-    )
+    compared = [b for b in priced if b.on_demand_usd_per_hour is not None and steady_s(b) is not None]
+    on_demand_usd = _usd(compared, lambda b: steady_s(b) or 0.0, lambda b: b.on_demand_usd_per_hour)
     paid_usd = _usd(compared, _whole_s)
     saved_usd = None if on_demand_usd is None or paid_usd is None else on_demand_usd - paid_usd
     known = [bill for bill in priced if least_s(bill) is not None]
@@ -106,6 +105,20 @@ def savings(bills: Sequence[Bill]) -> Savings:
     )
 
 
+def steady_s(bill: Bill) -> float | None:
+    """Return what of an attempt's time the same work takes on a machine that stays, seconds; None where what that needs is not known.
+
+    Such a machine loses nothing and is started once, so that neither the lost seconds nor the start of an attempt that went on from a checkpoint
+    count. It saves as often.
+    """
+    if bill.lost_s is None:
+        return None
+    kept_s = bill.seconds - bill.lost_s
+    if not bill.is_restart or kept_s <= 0:
+        return kept_s
+    return None if bill.start_s is None else max(kept_s - bill.start_s, 0.0)
+
+
 def least_s(bill: Bill) -> float | None:
     """Return what of an attempt's time the same work takes with hindsight, seconds; None where what that needs is not known.
 
@@ -119,8 +132,8 @@ def least_s(bill: Bill) -> float | None:
     An attempt that lost all its work keeps its start and one save. None takes longer than it did.
 
     It is the least for the machines that were held, and no more than that. A ledger does not have capacity that nobody held, so it is not
-    known whether a cheaper pool was there, or whether waiting would have been cheaper; nor what was paid before an attempt began. Nor are attempts left out
-    that the work would not have needed any more.
+    known whether a cheaper pool was there, or whether waiting would have been cheaper; nor what was paid before an attempt began. Nor are
+    attempts left out that the work would not have needed any more.
     """
     if bill.lost_s is None or bill.saving_s is None or bill.pause_s is None:
         return None
