@@ -109,6 +109,57 @@ def test_prices_are_those_of_the_file(traces, tmp_path, capsys):
         found(capsys, traces=[traces], prices=prices)
 
 
+@pytest.fixture(scope="module")
+def two_types(tmp_path_factory):
+    """Two machine types of one zone, both there for two days."""
+    path = tmp_path_factory.mktemp("traces") / "types.csv"
+    ticks = [
+        f"2026-11-{1 + tick // 144:02}T{tick % 144 // 6:02}:{tick % 6}0:00Z,us-east-1a:{machine},1"
+        for machine in ("slow", "fast")
+        for tick in range(288)
+    ]
+    path.write_text("\n".join(["time_utc,zone,nodes_available", *ticks]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fast", "spot_usd", "own_usd"),
+    [
+        ("2.0,6.0,2.5", 2.0 * (6 / 2.5 + 0.05), 6.0 * (6 / 2.5 + 0.05)),
+        ("2.6,6.0,2.5", 0.9 * 6.05, 6.0 * (6 / 2.5 + 0.05)),
+        ("2.0,8.0,2.5", 2.0 * (6 / 2.5 + 0.05), 3.0 * 6.05),
+        ("2.6,8.0,2.5", 0.9 * 6.05, 3.0 * 6.05),
+    ],
+)
+def test_of_two_machine_types_the_one_that_does_the_work_for_less_is_taken(
+    two_types, tmp_path, capsys, fast, spot_usd, own_usd
+):
+    """The slow one costs 0.9 and 3 USD per hour and unit of work; the fast one, 2.5 times as fast, less or more than that by the hour's price."""
+    prices = tmp_path / "prices.csv"
+    prices.write_text(
+        "location,spot_usd_per_hour,on_demand_usd_per_hour,speed\n"
+        f"us-east-1a:slow,0.9,3.0,\nus-east-1a:fast,{fast}\n"
+    )
+    got = found(capsys, traces=[two_types], prices=prices, multi_zone=True)
+    paid = {row["name"]: row["mean_cost_usd"] for row in got["policies"]}
+    assert paid["optimum"] == pytest.approx(spot_usd, rel=0.01)
+    assert paid["outlast"] == pytest.approx(spot_usd, rel=0.01)
+    assert paid["on-demand"] == pytest.approx(own_usd)
+    assert [row["deadline_misses"] for row in got["policies"]] == [0] * len(POLICIES)
+
+
+def test_a_fast_machine_keeps_a_deadline_that_a_slow_one_cannot(two_types, tmp_path, capsys):
+    """Six hours of work in four: on the fast one, whatever it costs."""
+    prices = tmp_path / "prices.csv"
+    rows = "us-east-1:slow,0.1,0.2,1\nus-east-1:fast,2.0,8.0,2.5\n"
+    prices.write_text(f"location,spot_usd_per_hour,on_demand_usd_per_hour,speed\n{rows}")
+    options = {"traces": [two_types], "prices": prices, "deadline": "4h"}
+    got = found(capsys, **options, multi_zone=True)
+    assert all(row["deadline_misses"] == 0 for row in got["policies"])
+    with pytest.raises(ConfigError, match=r"deadline of 4\.00 h leaves no room"):
+        found(capsys, **options)
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -116,12 +167,13 @@ def test_prices_are_those_of_the_file(traces, tmp_path, capsys):
         ("a,nan,4", "line 2: spot_usd_per_hour is 'nan'"),
         ("a,1,", "line 2: on_demand_usd_per_hour is ''"),
         ("a,1,4\na,1,4", "line 3: location a is there twice"),
+        ("a,1,4,0", "line 2: speed is '0'; expected a speed above 0"),
     ],
 )
 def test_a_price_that_is_none_is_named(traces, tmp_path, row, said):
     """By file, line and column."""
     prices = tmp_path / "prices.csv"
-    prices.write_text(f"location,spot_usd_per_hour,on_demand_usd_per_hour\n{row}\n")
+    prices.write_text(f"location,spot_usd_per_hour,on_demand_usd_per_hour,speed\n{row}\n")
     with pytest.raises(ConfigError, match=said):
         simulate(traces=[traces], **ASKED, prices=prices)
 

@@ -81,6 +81,7 @@ def test_regions_are_told_from_the_names_of_zones():
     assert region_of("us-east-1a") == "us-east-1"
     assert region_of("asia-southeast1-c") == "asia-southeast1"
     assert region_of("basement") == "basement"
+    assert region_of("us-east-1a:p3.2xlarge") == "us-east-1"
 
 
 @pytest.mark.parametrize("overhead_s", [180.0, 720.0])

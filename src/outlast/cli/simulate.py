@@ -47,11 +47,13 @@ def simulate(
 
     Args:
         traces: CSV files, gzipped or not: time_utc,zone,nodes_available.
-        work: How long the job would run undisturbed, such as 48h.
+        work: How long the job would run undisturbed, such as 48h; on machines whose speed is 1.
         deadline: After its beginning.
         overhead: From a start until work goes on, paid for; the first start and a move to on-demand are starts as well.
         policy: all, or names separated by commas: outlast, uniform-progress, greedy, on-demand, optimum.
-        prices: CSV file: location,spot_usd_per_hour,on_demand_usd_per_hour. Without it, on-demand costs 1 USD per hour and spot 0.3.
+        prices: CSV file: location,spot_usd_per_hour,on_demand_usd_per_hour and, where machines differ, speed: how much of the work an
+            hour there does. A location is a region or a zone, with :type where traces have zone:type. Without a file, on-demand costs 1
+            USD per hour and spot 0.3.
         multi_zone: A job may go from zone to zone, over all that are in the files.
         nodes: Machines that the job takes, all or none.
         spread: Where they may be: all in one zone, in zones of one region, or anywhere.

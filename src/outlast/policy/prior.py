@@ -32,13 +32,20 @@ def known_zones(zones: Collection[str]) -> list[Known]:
 
     Their own rows are left out, so that a replay of the traces that these were counted in looks nowhere ahead.
     """
-    others = [known for known in _KNOWN if known.zone not in zones]
-    providers = {_provider(zone) for zone in zones}
+    here = {zone.partition(":")[0] for zone in zones}
+    others = [known for known in _KNOWN if known.zone not in here]
+    providers = {_provider(zone) for zone in here}
     return [known for known in others if known.provider in providers] or others
+
+
+def machine_of(zone: str) -> str:
+    """The machine type that a zone's name has after a colon, as in us-east-1a:p3.2xlarge; empty where it names none."""
+    return zone.partition(":")[2]
 
 
 def region_of(zone: str) -> str:
     """The region of a zone, by how AWS and Google Cloud name theirs; a name of another kind is its own region."""
+    zone = zone.partition(":")[0]
     if _AWS.fullmatch(zone):
         return zone[:-1]
     return zone[:-2] if _GCP.fullmatch(zone) else zone

@@ -15,7 +15,7 @@ from outlast.policy.availability import hazards
 from outlast.policy.baselines import GreedySpot, OnDemandOnly, UniformProgress
 from outlast.policy.capacity import TICK_S, Bools, Floats, Ints, Job, Market, Policy, Pool
 from outlast.policy.expected_cost import plan
-from outlast.policy.prior import known_zones, region_of
+from outlast.policy.prior import known_zones, machine_of, region_of
 from outlast.sim.optimum import optimum
 from outlast.sim.prices import Price
 from outlast.sim.replay import Outcome, replay
@@ -93,7 +93,6 @@ def compare(pieces: Sequence[Piece], setup: Setup, names: Sequence[str] = POLICI
     Raises:
         ConfigError: no policy could keep the deadline, no window has room in any trace, or a price is missing.
     """
-    _check_room(setup.job)
     ticks = math.ceil(setup.job.deadline_s / TICK_S)
     batches, left_out = _joint(pieces, setup, ticks) if setup.multi_zone else _each(pieces, setup, ticks)
     if not batches:
@@ -103,6 +102,8 @@ def compare(pieces: Sequence[Piece], setup: Setup, names: Sequence[str] = POLICI
             f"{longest_h:.1f} h; give longer traces or a nearer deadline"
         )
         raise ConfigError(msg)
+    for batch in batches:
+        _check_room(setup.job, batch.market)
     outcomes = {
         name: _joined(
             [
@@ -158,13 +159,15 @@ def _joint(pieces: Sequence[Piece], setup: Setup, ticks: int) -> tuple[list[_Bat
 
 
 def _groups(pieces: Sequence[Piece], spread: Spread) -> list[list[str]]:
-    """Which zones' machines may work together."""
+    """Which zones' machines may work together: of one type in any case."""
     zones = sorted({piece.zone for piece in pieces})
-    if spread == "none":
-        return [zones]
-    if spread == "region":
-        return [list(group) for _, group in itertools.groupby(sorted(zones, key=region_of), key=region_of)]
-    return [[zone] for zone in zones]
+    if spread == "zone":
+        return [[zone] for zone in zones]
+
+    def place(zone: str) -> tuple[str, str]:
+        return machine_of(zone), region_of(zone) if spread == "region" else ""
+
+    return [list(group) for _, group in itertools.groupby(sorted(zones, key=place), key=place)]
 
 
 def _windows(joint: Sequence[Ints], ticks: int) -> Ints | None:
@@ -181,30 +184,28 @@ def _is_there(nodes: Ints, groups: Sequence[Sequence[str]], zones: Sequence[str]
 
 
 def _market(groups: Sequence[Sequence[str]], setup: Setup, *, named: bool) -> Market:
-    """One spot pool per group, and the cheapest on-demand pool."""
+    """One spot pool per group, and the on-demand pool that does the work in time for the least."""
     spot, own = [], []
     for zones in groups:
         prices = [_price(zone, setup) for zone in zones]
         region = region_of(zones[0]) if named else ""
         name = "+".join(zones) if named else "spot"
-        spot.append(
-            Pool(
-                name, "spot", setup.nodes * float(np.mean([p.spot_usd_per_hour for p in prices])), 1.0, region
-            )
-        )
-        own.append(
-            Pool(OWN, "on-demand", setup.nodes * min(p.on_demand_usd_per_hour for p in prices), 1.0, region)
-        )
-    cheapest = min(own, key=lambda pool: pool.usd_per_hour)
-    return Market((*spot, cheapest), setup.egress_usd_per_gb)
+        spot_usd = setup.nodes * float(np.mean([p.spot_usd_per_hour for p in prices]))
+        own_usd = setup.nodes * min(p.on_demand_usd_per_hour for p in prices)
+        speed = min(p.speed for p in prices)
+        spot.append(Pool(name, "spot", spot_usd, speed, region))
+        own.append(Pool(OWN, "on-demand", own_usd, speed, region))
+    return Market((*spot, own[Market(tuple(own)).backstop(setup.job)]), setup.egress_usd_per_gb)
 
 
 def _price(zone: str, setup: Setup) -> Price:
     if setup.prices is None:
         return Price(SPOT_USD, ON_DEMAND_USD)
-    found = [price for location, price in setup.prices.items() if location in (zone, region_of(zone))]
+    machine = machine_of(zone)
+    region = f"{region_of(zone)}:{machine}" if machine else region_of(zone)
+    found = [price for location, price in setup.prices.items() if location in (zone, region)]
     if not found:
-        msg = f"the prices have no row whose location is {zone} or {region_of(zone)}; add it, or leave that zone's trace out"
+        msg = f"the prices have no row whose location is {zone} or {region}; add it, or leave that zone's trace out"
         raise ConfigError(msg)
     return found[0]
 
@@ -224,8 +225,8 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
     )
 
 
-def _check_room(job: Job) -> None:
-    needed_s = job.overhead_s + job.steps
+def _check_room(job: Job, market: Market) -> None:
+    needed_s = job.overhead_s + job.steps / market.pools[market.backstop(job)].steps_per_s
     if needed_s > job.deadline_s:
         msg = (
             f"the deadline of {job.deadline_s / 3600:.2f} h leaves no room: work and one overhead take {needed_s / 3600:.2f} h on "

@@ -10,6 +10,7 @@ import numpy as np
 from outlast._errors import ConfigError
 from outlast.policy.capacity import TICK_S, WAIT, Floats, Ints, Job
 from outlast.sim.compare import OURS, OWN, Compared
+from outlast.sim.figure import blank, save
 
 
 def draw(path: Path, compared: Compared, job: Job) -> None:
@@ -18,15 +19,10 @@ def draw(path: Path, compared: Compared, job: Job) -> None:
     Raises:
         ConfigError: matplotlib is not installed, no policy but the optimum was replayed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        msg = "--plot needs matplotlib, which is not installed: pip install 'outlast[plot]'"
-        raise ConfigError(msg) from None
+    figure = blank(9, 6)
     if not compared.outcomes:
         msg = "--plot has nothing to draw: --policy names the optimum alone, whose way is not known; name another one"
         raise ConfigError(msg)
-    figure = Figure(figsize=(9, 6), layout="constrained")
     way, costs = figure.subplots(2, 1)
     shown = compared.outcomes.get(OURS) or next(iter(compared.outcomes.values()))
     middle = int(np.argsort(shown.cost_usd)[len(shown.cost_usd) // 2])
@@ -47,11 +43,7 @@ def draw(path: Path, compared: Compared, job: Job) -> None:
             costs.plot(over, np.linspace(0, 1, len(over)), label=name)
     costs.set(xlabel="cost over the optimum, %", ylabel="share of jobs")
     costs.legend()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        msg = f"--plot {path} cannot be written: {error}; expected a name that ends in .png, .svg or .pdf"
-        raise ConfigError(msg) from None
+    save(figure, path)
 
 
 def _bars(axes: Any, choices: Ints, own: int, hours: Floats, level: int) -> None:

@@ -11,19 +11,28 @@ from pathlib import Path
 from outlast._errors import ConfigError
 
 PRICE_COLUMNS = ("location", "spot_usd_per_hour", "on_demand_usd_per_hour")
+SPEED_COLUMN = "speed"
+"""Which may be missing, or empty: then it is 1."""
 EGRESS_COLUMNS = ("from_region", "to_region", "price_usd_per_gb")
 
 
 @dataclass(frozen=True)
 class Price:
-    """Of one machine, USD per hour."""
+    """Of one machine.
+
+    Attributes:
+        spot_usd_per_hour: on spot.
+        on_demand_usd_per_hour: on demand.
+        speed: how much of the work is done there in an hour, of what the machine that the work is counted by does.
+    """
 
     spot_usd_per_hour: float
     on_demand_usd_per_hour: float
+    speed: float = 1.0
 
 
 def read_prices(path: Path) -> dict[str, Price]:
-    """Read what machines cost, by region or zone.
+    """Read what machines cost and how fast they are, by region or zone; where there are several types, a location names its own: zone:type.
 
     Raises:
         ConfigError: a column or a price is missing, or a location is there twice; names the line.
@@ -32,11 +41,12 @@ def read_prices(path: Path) -> dict[str, Price]:
     for number, row in _rows(path, PRICE_COLUMNS):
         location = row["location"]
         if location in found:
-            msg = f"{path}, line {number}: location {location} is there twice; expected one machine type per file"
+            msg = f"{path}, line {number}: location {location} is there twice; expected one row each, machine types told apart as zone:type"
             raise ConfigError(msg)
-        found[location] = Price(
-            *(_usd(path, number, row, name, above_zero=True) for name in PRICE_COLUMNS[1:])
-        )
+        usd = [_number(path, number, row, name, "USD", above_zero=True) for name in PRICE_COLUMNS[1:]]
+        has_speed = bool(row.get(SPEED_COLUMN))
+        speed = _number(path, number, row, SPEED_COLUMN, "a speed", above_zero=True) if has_speed else 1.0
+        found[location] = Price(*usd, speed)
     return found
 
 
@@ -48,7 +58,7 @@ def read_egress(path: Path) -> dict[tuple[str, str], float]:
     """
     rows = _rows(path, EGRESS_COLUMNS)
     return {
-        (row["from_region"], row["to_region"]): _usd(path, number, row, EGRESS_COLUMNS[2])
+        (row["from_region"], row["to_region"]): _number(path, number, row, EGRESS_COLUMNS[2], "USD")
         for number, row in rows
     }
 
@@ -67,12 +77,15 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
         raise ConfigError(msg) from None
 
 
-def _usd(path: Path, number: int, row: dict[str, str], name: str, *, above_zero: bool = False) -> float:
+def _number(  # noqa: PLR0917
+    path: Path, number: int, row: dict[str, str], name: str, what: str, *, above_zero: bool = False
+) -> float:
     try:
-        usd = float(row[name])
+        value = float(row[name])
     except (TypeError, ValueError):
-        usd = math.nan
-    if not math.isfinite(usd) or usd < 0 or (above_zero and usd == 0):
-        msg = f"{path}, line {number}: {name} is {row[name]!r}; expected USD {'above' if above_zero else 'of at least'} 0"
+        value = math.nan
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        least = "above" if above_zero else "of at least"
+        msg = f"{path}, line {number}: {name} is {row[name]!r}; expected {what} {least} 0"
         raise ConfigError(msg)
-    return usd
+    return value
