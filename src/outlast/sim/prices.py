@@ -77,7 +77,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
         raise ConfigError(msg) from None
 
 
-def _number(  # noqa: PLR0917
+def _number(
     path: Path, number: int, row: dict[str, str], name: str, what: str, *, above_zero: bool = False
 ) -> float:
     try:
