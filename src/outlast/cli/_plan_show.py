@@ -71,9 +71,9 @@ def show(
     for row in found:
         bar = "#" * max(1, round(20 * row.overhead / most)) if most > 0 else ""
         shown.add_row(
-            f"{_time(row.seconds)} ({row.name})",
-            _time(row.at_risk_s),
-            _time(row.lost_s),
+            f"{time_said(row.seconds)} ({row.name})",
+            time_said(row.at_risk_s),
+            time_said(row.lost_s),
             f"{row.overhead:.1%}",
             bar,
         )
@@ -109,7 +109,7 @@ def _lines(job: Job, prices: Prices, risk: Risk, counted: Counted, why: Sequence
     for name, words in _NAMES.items():
         yield f"{words}: {_said(getattr(prices, name))}"
     yield (
-        f"save every {_time(counted.interval.seconds)} ({counted.interval.bound}); at most {_time(counted.interval.worst_s)} of work are at risk"
+        f"save every {time_said(counted.interval.seconds)} ({counted.interval.bound}); at most {time_said(counted.interval.worst_s)} of work are at risk"
     )
 
 
@@ -136,7 +136,8 @@ def _joint(found: Joint | None) -> Json:
     return None if found is None else asdict(found)
 
 
-def _time(seconds: float) -> str:
+def time_said(seconds: float) -> str:
+    """A time as a person reads it, such as `2.7 min`."""
     if seconds >= 7200:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 100 else f"{seconds:.1f} s"

@@ -168,23 +168,22 @@ def job_per_hour(job: Job, risk: Risk) -> float:
 
 def rows(job: Job, counted: Counted) -> list[Row]:
     """The intervals that people choose between, and the one that is recommended."""
-    costs = Costs(job.pause_s, job.upload_s, 0.0, counted.recall)
-    least_s = job.upload_s - job.pause_s
     asked: Sequence[tuple[str, float]] = (*ROWS, ("recommended", counted.interval.seconds))
-    found = []
-    for name, wanted_s in asked:
-        seconds = max(wanted_s, least_s)
-        found.append(
-            Row(
-                name,
-                seconds,
-                seconds + job.pause_s + job.upload_s,
-                _lost_s(seconds, costs),
-                overhead(seconds, costs, counted.per_hour / _HOUR_S),
-                job.pause_s / seconds,
-            )
-        )
-    return found
+    return [row(job, counted, name, seconds) for name, seconds in asked]
+
+
+def row(job: Job, counted: Counted, name: str, wanted_s: float) -> Row:
+    """What an interval means; where an upload takes longer, the save comes when that is over."""
+    costs = Costs(job.pause_s, job.upload_s, 0.0, counted.recall)
+    seconds = max(wanted_s, job.upload_s - job.pause_s)
+    return Row(
+        name,
+        seconds,
+        seconds + job.pause_s + job.upload_s,
+        _lost_s(seconds, costs),
+        overhead(seconds, costs, counted.per_hour / _HOUR_S),
+        job.pause_s / seconds,
+    )
 
 
 def joint(job: Job, risk: Risk, counted: Counted) -> Joint | None:
