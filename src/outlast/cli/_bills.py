@@ -14,6 +14,7 @@ import msgspec
 from outlast._types import Json
 from outlast.checkpoint.manifest import AttemptRecord, ProcessId, parse_checkpoint_name
 from outlast.cli._interval import duration
+from outlast.policy.hazard import end_of
 from outlast.policy.savings import Bill, savings
 
 CLOCK_S = 5.0
@@ -56,6 +57,20 @@ def cost(records: Sequence[AttemptRecord | None], events: Events) -> dict[str, J
         "attempts_with_unknown_loss": sum(bill.lost_s is None for bill in billed),
         "attempts_with_unknown_saves": sum(bill.saving_s is None for bill in billed),
     }
+
+
+def interruptions(records: Sequence[AttemptRecord | None], events: Events) -> int | None:
+    """How many attempts ended by their machine, as the interval's policy counts them; None where the end of one was not read."""
+    count = 0
+    for number, record in enumerate(records, 1):
+        its = [event for event in events if record is not None and event.get("attempt") == record.attempt]
+        if not its:
+            return None
+        end = next((event for event in reversed(its) if event.get("kind") == "end"), None)
+        if end is None and number == len(records):
+            continue  # it may live
+        count += end_of(end.get("outcome") if end else None, is_saved=False) != "none"
+    return count
 
 
 def cost_said(found: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -16,11 +17,13 @@ from outlast._types import Json
 from outlast.checkpoint import catalog
 from outlast.checkpoint.events import kept_metrics
 from outlast.checkpoint.manifest import AttemptRecord, ProcessId
-from outlast.cli._bills import cost, cost_said
+from outlast.cli._against_plan import against_plan, against_plan_said, read_plan
+from outlast.cli._bills import cost, cost_said, interruptions
 from outlast.cli._interval import interval_said
 from outlast.cli._place import open_run
 from outlast.cli._recent import recent_events
 from outlast.cli._show import age_s, ago, clock, console, print_json, size, table, text
+from outlast.policy.plan_error import Planned
 from outlast.policy.recall import Heard, heard, recall
 from outlast.store.base import Store
 
@@ -37,24 +40,28 @@ app = App(name="status")
 
 
 @app.default
-def status(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Show where a run stands: attempts, newest durable step, last resume and notice, warnings, metrics.
+def status(
+    run: str, /, *, plan: Path | None = None, json: Annotated[bool, Parameter(negative="")] = False
+) -> None:
+    """Show where a run stands: attempts, newest durable step, last resume and notice, cost, warnings, metrics.
 
     Example: outlast status gpt-small
 
     Args:
         run: URL, path, or name under $OUTLAST_STORE.
+        plan: What `outlast plan --json` printed for the run: what it expected is compared with what came of it.
         json: Print JSON.
     """
+    planned = None if plan is None else read_plan(plan)
     store, record = open_run(run)
-    found = {"run_id": record.run_id, "url": store.url, **_gather(store)}
+    found = {"run_id": record.run_id, "url": store.url, **_gather(store, planned)}
     if json:
         print_json(found)
     else:
         _show(found)
 
 
-def _gather(store: Store) -> dict[str, Json]:
+def _gather(store: Store, planned: Planned | None) -> dict[str, Json]:
     faults: list[str] = []
     numbers = catalog.attempts(store)
     with ThreadPoolExecutor(RECORD_READS, "outlast-status") as pool:
@@ -65,6 +72,7 @@ def _gather(store: Store) -> dict[str, Json]:
     metrics = kept_metrics(events)
     notices = heard(events)
     learnt = recall(notices)
+    paid = cost(records, events)
     return {
         "finished": is_finished,
         "durable": durable,
@@ -72,7 +80,10 @@ def _gather(store: Store) -> dict[str, Json]:
         "resume": _last(events, "resume"),
         "save": _last(newest, "save"),
         "interval": _last(newest, "interval"),
-        "cost": cost(records, events),
+        "cost": paid,
+        "plan": None
+        if planned is None
+        else against_plan(planned, paid, interruptions(records, events), is_finished=is_finished),
         "store_lost": _store_lost(newest),
         "deleted": _last(newest, "deleted"),
         "notice": _last_notice(events, notices),
@@ -236,6 +247,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("recall", _recall(found["notices"], found["recall"])))
     if (said := cost_said(found["cost"])) is not None:
         facts.append(("cost", said))
+    if found["plan"] is not None:
+        facts.append(("plan", against_plan_said(found["plan"])))
     if metrics is not None:
         values = ", ".join(f"{name} {value}" for name, value in metrics["values"].items())
         facts.append(("metrics", f"step {metrics['step']}: {values}"))
