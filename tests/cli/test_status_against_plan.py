@@ -151,6 +151,7 @@ def test_before_the_end_it_is_said_what_came_of_it_so_far(plan: Path, ledger: Le
     found, text = ledger.said(plan)
     assert (found["finished"], found["inside"]) == (False, None)
     assert {each["error"] for each in found["compared"]} == {None}
+    assert found["compared"][1]["realised"] == 1  # the second attempt may live
     assert "9.18 USD so far (90 % interval of" in text
     assert "too" not in text
 
@@ -162,6 +163,18 @@ def test_an_amount_that_is_not_known_of_the_whole_run_is_not_compared(plan: Path
     found, text = ledger.said(plan)
     assert (found["compared"][0]["realised"], found["inside"]) == (None, None)
     assert "USD expected; what it was is not known of the whole run" in text
+
+
+def test_what_saves_took_is_unknown_where_one_attempt_does_not_say_it(plan: Path, ledger: Ledger) -> None:
+    """The others' sum is not the run's."""
+    ledger.attempt(1, 0, SPOT, None)
+    ledger.put(1, 55, "save", 100)
+    ledger.attempt(2, 70, SPOT, 100)
+    ledger.put(2, 190, "save", 300, paused_s=24.0)
+    ledger.finish()
+    found, text = ledger.said(plan)
+    assert [each["realised"] is None for each in found["compared"]] == [False, False, False, True]
+    assert "at least 0.02 USD into saves" in text
 
 
 def test_attempts_of_which_nothing_was_read_leave_all_of_it_unknown(plan: Path, ledger: Ledger) -> None:
