@@ -43,10 +43,10 @@ def read_prices(path: Path) -> dict[str, Price]:
         if location in found:
             msg = f"{path}, line {number}: location {location} is there twice; expected one row each, machine types told apart as zone:type"
             raise ConfigError(msg)
-        usd = [_number(path, number, row, name, "USD", above_zero=True) for name in PRICE_COLUMNS[1:]]
+        spot, own = (_number(path, number, row, name, "USD", above_zero=True) for name in PRICE_COLUMNS[1:])
         has_speed = bool(row.get(SPEED_COLUMN))
         speed = _number(path, number, row, SPEED_COLUMN, "a speed", above_zero=True) if has_speed else 1.0
-        found[location] = Price(*usd, speed)
+        found[location] = Price(spot, own, speed)
     return found
 
 
