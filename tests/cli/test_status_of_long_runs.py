@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from outlast._process import process_id
+from outlast._types import Capacity
 from outlast.checkpoint import catalog
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.manifest import AttemptRecord, attempt_key, seal
@@ -33,10 +34,10 @@ class Run:
         monkeypatch.setattr(status, "open_run", lambda _: (self.store, self.record))
         monkeypatch.setenv("COLUMNS", "80")
 
-    def attempt(self, number):
+    def attempt(self, number, **known):
         record = AttemptRecord(
             format=1, run_id=RUN_ID, attempt=number, nonce="aaaa", claimed_utc=UTC, world_size=1,
-            global_batch=8, launch_id="l", job_id=None, agent=HERE, trainer=HERE, settings={}, resumed_from=None,
+            global_batch=8, launch_id="l", job_id=None, agent=HERE, trainer=HERE, settings={}, **{"resumed_from": None, **known},
         )  # fmt: skip
         self.store.create(attempt_key(number), seal(record))
         self._logs[number] = EventLog(self.store, number, "aaaa", 0)
@@ -207,3 +208,20 @@ def test_a_notice_that_has_just_come_is_not_held_against_the_save_that_is_under_
     run.put(1, ("notice-cancelled", 8, {"source": "aws"}))
     assert run.status()[0]["notices"][0]["outcome"] == "cancelled"
     assert "not saved yet" not in run.text()
+
+
+@pytest.mark.parametrize(
+    ("minutes", "price_usd", "unknown", "looks"),
+    [(1, 1.0, 0, 1), (15, 1.0, 0, 2), (60, 1.0, 1, 2), (15, None, 1, 1)],
+)
+def test_what_an_attempt_lost_is_known_where_its_saves_are_rare(run, minutes, price_usd, unknown, looks):
+    """It is looked for beyond the attempt's last parts, up to half an hour back, where there is a price that makes it worth the reads."""
+    capacity, kept = Capacity(pool="a", usd_per_hour=price_usd), id_of(10, attempt=1).name
+    run.attempt(1, capacity=capacity)
+    run.put(1, ("save", 10, {"checkpoint": kept, "seconds": 0.0}))
+    run.beats(1, minutes * 60 // 25)
+    run.attempt(2, capacity=capacity, resumed_from=kept)
+    run.put(2, ("alive", 0, {}))
+    found, read, lists = run.status()
+    assert (found["cost"]["attempts_with_unknown_loss"], lists) == (unknown, looks)
+    assert read <= MOST_PARTS + LOOK_BACK_PARTS

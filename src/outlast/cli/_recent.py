@@ -11,6 +11,7 @@ from itertools import groupby
 
 from outlast._types import Json
 from outlast.checkpoint.events import PART_READS, list_parts, read_each
+from outlast.checkpoint.manifest import parse_checkpoint_name
 from outlast.store.base import Store
 
 ATTEMPTS_READ = 3
@@ -69,6 +70,43 @@ def recent_events(
         )
         tails[key] = [event for event in events if event.get("kind") in kinds]
     return [event for part in parts for event in tails.get(part.key, ())]
+
+
+def saves_of(
+    store: Store,
+    names: Iterable[str | None],
+    events: Sequence[dict[str, Json]],
+    report: Callable[[str], None],
+) -> Events:
+    """Return the records of the saves of these checkpoints that are not among `events`, of the attempts whose ends are read.
+
+    Where saves are rare, the last parts of an attempt do not reach back to the one that the next attempt went on from. At most
+    `LOOK_BACK_PARTS` of each are read, those of one rank.
+    """
+    read = {event.get("checkpoint") for event in events if event.get("kind") == "save"}
+    wanted = {
+        (found.attempt, found.nonce): name
+        for name in names
+        if name is not None and name not in read and (found := parse_checkpoint_name(name)) is not None
+    }
+    if not wanted:
+        return []
+    parts = list_parts(store)
+    known = sorted({part.attempt for part in parts})[-ENDINGS_READ:]
+    saves: Events = []
+    for (attempt, nonce), name in wanted.items():
+        its = [part for part in parts if attempt in known and (part.attempt, part.nonce) == (attempt, nonce)]
+        keys = [part.key for part in its if part.rank == its[0].rank][-LOOK_BACK_PARTS:-ENDING_PARTS]
+        while keys:
+            keys, batch = keys[:-PART_READS], keys[-PART_READS:]
+            records = [event for _, found in read_each(store, batch, report) for event in found]
+            its_save = [
+                event for event in records if event.get("kind") == "save" and event.get("checkpoint") == name
+            ]
+            if its_save:
+                saves += its_save
+                break
+    return saves
 
 
 def _look_back(store: Store, keys: Sequence[str], report: Callable[[str], None]) -> dict[str, Events]:

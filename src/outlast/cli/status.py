@@ -21,7 +21,7 @@ from outlast.cli._against_plan import against_plan, against_plan_said, read_plan
 from outlast.cli._bills import cost, cost_said, interruptions
 from outlast.cli._interval import interval_said
 from outlast.cli._place import open_run
-from outlast.cli._recent import recent_events
+from outlast.cli._recent import recent_events, saves_of
 from outlast.cli._show import age_s, ago, clock, console, print_json, size, table, text
 from outlast.policy.plan_error import Planned
 from outlast.policy.recall import Heard, heard, recall
@@ -72,7 +72,7 @@ def _gather(store: Store, planned: Planned | None) -> dict[str, Json]:
     metrics = kept_metrics(events)
     notices = heard(events)
     learnt = recall(notices)
-    paid = cost(records, events)
+    paid = cost(records, [*_rare_saves(store, records, events, faults, planned), *events])
     return {
         "finished": is_finished,
         "durable": durable,
@@ -93,6 +93,20 @@ def _gather(store: Store, planned: Planned | None) -> dict[str, Json]:
         "metrics": metrics[-1] if metrics else None,
         "faults": faults,
     }
+
+
+def _rare_saves(
+    store: Store,
+    records: Sequence[AttemptRecord | None],
+    events: Sequence[dict[str, Json]],
+    faults: list[str],
+    planned: Planned | None,
+) -> list[dict[str, Json]]:
+    """Those that attempts went on from, where it is asked what lost work has cost."""
+    has_price = any(r is not None and r.capacity is not None and r.capacity.usd_per_hour for r in records)
+    if planned is None and not has_price:
+        return []
+    return saves_of(store, [r.resumed_from for r in records if r is not None], events, faults.append)
 
 
 def _durable(store: Store, faults: list[str]) -> tuple[dict[str, Json] | None, bool, list[str]]:
