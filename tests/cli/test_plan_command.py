@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from outlast.sim.generate import generate, write
 
 PAGE = (Path(__file__).parents[2] / "docs" / "when-not-to-use-spot.md").read_text()
 SHOWN = re.findall(r"^```bash\noutlast plan (.*?)\n```\n\n```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+(FILE,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 FLAGS = {
     "--work": "6h",
     "--deadline": "10h",
@@ -42,8 +44,10 @@ def planned(capsys, *more, **changed):
 
 
 @pytest.mark.parametrize(("flags", "shown"), SHOWN, ids=[flags for flags, _ in SHOWN])
-def test_the_page_shows_what_its_commands_print(flags, shown, capsys):
-    """All of it, to the last digit: what is drawn is drawn from a seed."""
+def test_the_page_shows_what_its_commands_print(flags, shown, capsys, tmp_path, monkeypatch):
+    """All of it, to the last digit: what is drawn is drawn from a seed. The file is three days old there."""
+    job_file(tmp_path, FILE)
+    monkeypatch.chdir(tmp_path)
     app(shlex.split(flags), result_action="return_value")
     printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
     assert printed == shown.rstrip("\n")
@@ -53,8 +57,8 @@ def test_the_page_has_an_example_of_every_verdict_and_reason():
     """In the words of the guide."""
     text = "".join(shown for _, shown in SHOWN)
     for words in (
-        "\nnot worth it: ",
-        "too close to call: ",
+        "\nnot worth it:",
+        "too close to call:",
         "job too short",
         "deadline leaves no room",
         "tightly synchronised multi-node without elasticity",
@@ -112,6 +116,12 @@ def test_work_counted_in_steps_is_the_same_work(capsys):
         ({"work": "6parsecs"}, "--work is '6parsecs'"),
         ({"work": "100 steps"}, "--step as well"),
         ({"deadline": "5h"}, "--deadline is '5h', which leaves 5.00 h; --work and one start take 6.00 h"),
+        ({"deadline": "6h"}, "--deadline is '6h', which leaves 6.00 h"),
+        (
+            {"deadline": "2026-13-45"},
+            "--deadline is '2026-13-45'; expected a time after the beginning such as 70h, or",
+        ),
+        ({"deadline": "nan"}, "--deadline is 'nan'"),
         ({"deadline": "2020-01-01T00:00"}, "--deadline is '2020-01-01T00:00', which is over"),
         ({"spot": None}, "--spot is not given"),
         ({"on_demand": None}, "--on-demand is not given"),
@@ -127,8 +137,10 @@ def test_work_counted_in_steps_is_the_same_work(capsys):
         ({"hazard": "0/h"}, "--hazard is '0/h'"),
         ({"hazard": "0.1"}, "--hazard is '0.1'"),
         ({"recall": "120%"}, "--recall is '120%'"),
-        ({"nodes": "0"}, "--nodes is 0"),
-        ({"runs": "0"}, "--runs is 0"),
+        ({"nodes": "0"}, "--nodes is '0'"),
+        ({"nodes": "2.5"}, "--nodes is '2.5'; expected a whole number"),
+        ({"nodes": "-4"}, "--nodes is '-4'"),
+        ({"runs": "0"}, "--runs is '0'"),
         ({"engineering": "-5usd"}, "--engineering is '-5usd'"),
         ({"egress": "free"}, "--egress is 'free'"),
         ({"max_lost_work": "0s"}, "--max-lost-work is '0s'"),
@@ -167,7 +179,7 @@ def test_a_flag_goes_before_the_file(tmp_path):
     )
     found = given(Flags(on_demand="4usd", elastic=False), path)
     assert found.flags == Flags(
-        work="20000steps", step="1s", hazard="0.1/h", elastic=False, nodes=4, on_demand="4usd"
+        work="20000steps", step="1s", hazard="0.1/h", elastic=False, nodes="4", on_demand="4usd"
     )
     assert found.name("on_demand") == "--on-demand"
     assert found.name("hazard") == f"{path}: [plan] hazard"
@@ -215,7 +227,7 @@ def test_paths_in_a_file_start_where_it_is_and_times_are_toml(tmp_path):
         ("[plan]\nspot = nan", "job.toml: [plan] spot is 'nan'; expected USD of at least 0"),
         ("[plan]\nspot = -1", "job.toml: [plan] spot is '-1'; expected USD of at least 0"),
         ("[plan]\nspot = 0.0", "job.toml: [plan] spot is '0.0'; expected more than 0"),
-        ("[plan]\nnodes = 0", "job.toml: [plan] nodes is 0; expected more than 0"),
+        ("[plan]\nnodes = 0", "job.toml: [plan] nodes is '0'; expected a whole number"),
         ("[plan]\nhazard = 'often'", "job.toml: [plan] hazard is 'often'; expected"),
         ("[plan]\nrecall = 90.0", "job.toml: [plan] recall is '90.0'; expected a share"),
         ("[plan]\ndeadline = 2020-01-01", "job.toml: [plan] deadline is '2020-01-01', which is over"),
@@ -256,6 +268,35 @@ def test_traces_are_replayed_as_they_are_and_say_the_hazard(tmp_path, capsys):
     assert saved["scarce"] < 0.4
     with pytest.raises(ConfigError, match="--hazard and --traces"):
         planned(capsys, "--traces", str(path), hazard="0.1/h")
+
+
+def test_machines_that_are_lost_all_the_time_have_a_plan_too(capsys):
+    """Its work is hardly ever done, and no number of many digits says by how much."""
+    out = planned(capsys, hazard="1000/h")
+    assert "over 1000%" in out
+    assert not re.search(r"\d{5}%|inf|nan", out)
+
+
+def test_more_room_than_helps_changes_nothing(capsys):
+    """A job of six hours costs the same with a deadline of a month and of a century."""
+    month, century = (json.loads(planned(capsys, "--json", deadline=far)) for far in ("720h", "876000h"))
+    assert month["net_saving_usd"] == century["net_saving_usd"]
+    assert month["verdict"] == "worth it"
+
+
+def test_a_picture_of_the_plan_is_drawn_or_what_is_missing_is_named(tmp_path, capsys):
+    """Of a plan whose lines leave the picture too; matplotlib is an extra."""
+    path = tmp_path / "plan.svg"
+    if importlib.util.find_spec("matplotlib") is None:
+        with pytest.raises(ConfigError, match=r"pip install 'outlast\[plot\]'"):
+            planned(capsys, f"--plot={path}")
+        return
+    for changed in ({}, {"hazard": "1000/h"}, {"deadline": "6.2h"}, {"pause": "0s", "recall": "100%"}):
+        planned(capsys, f"--plot={path}", **changed)
+        assert path.read_text().startswith("<?xml")
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"plan\.txt cannot be written: .* \.png"):
+        planned(capsys, f"--plot={tmp_path}/plan.txt")
 
 
 def test_a_run_says_what_its_saves_wrote_and_how_fast(tmp_path, capsys, monkeypatch):

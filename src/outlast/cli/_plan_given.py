@@ -63,9 +63,9 @@ class Flags:
     recall: str | None = None
     traces: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative="")] = None
     max_lost_work: str | None = None
-    nodes: int | None = None
+    nodes: str | None = None
     elastic: Annotated[bool | None, Parameter(negative="")] = None
-    runs: int | None = None
+    runs: str | None = None
     engineering: str | None = None
     egress: str | None = None
     storage: str | None = None
@@ -196,7 +196,7 @@ def _value(path: Path, field: str, value: object) -> Any:
         case bool():
             pass
         case int() if field in _COUNTS:
-            return value
+            return str(value)
         case int() | float() if field in _NUMBERS:
             return str(value)
         case date() if field == "deadline":

@@ -19,6 +19,8 @@ PROVISIONING_S = 180.0
 RESTART_S = 60.0
 NOTICE_S = 30.0
 MAX_LOST_S = 600.0
+MOST_COUNTED = 1_000_000
+"""Machines of a job, and runs that share an effort."""
 RECALL = 0.5
 """Where nobody has measured any: a notice is as likely to be heard in time as not, which is what a run begins with."""
 
@@ -26,6 +28,7 @@ _USD = re.compile(r"\s*(?:\$\s*)?(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?:usd)?\s*", r
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(h|hour|d|day)\s*")
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
 _STEPS = re.compile(r"\s*(\d+)\s*steps?\s*")
+_WHOLE = re.compile(r"\d{1,7}", re.ASCII)
 _DAY_H = 24.0
 
 T = TypeVar("T")
@@ -125,7 +128,8 @@ def _deadline_s(said: Given, work_s: float, start_s: float) -> float:
     try:
         at = datetime.fromisoformat(text) if "-" in text[1:] else None
     except ValueError:
-        at = None
+        msg = f"{name} is {text!r}; expected a time after the beginning such as 70h, or a time in UTC such as 2026-12-01T12:00"
+        raise ConfigError(msg) from None
     if at is None:
         seconds = _positive(_s(said, "deadline", 0.0), said, "deadline")
     else:
@@ -183,8 +187,14 @@ def _s(said: Given, field: str, otherwise: float) -> float:
 
 
 def _count(said: Given, field: str) -> int:
-    value = getattr(said.flags, field)
-    return 1 if value is None else int(_positive(value, said, field))
+    text = getattr(said.flags, field)
+    if text is None:
+        return 1
+    value = int(text) if _WHOLE.fullmatch(text) else 0
+    if not 0 < value <= MOST_COUNTED:
+        msg = f"{said.name(field)} is {text!r}; expected a whole number from 1 to {MOST_COUNTED:,}"
+        raise ConfigError(msg)
+    return value
 
 
 def _there(value: T | None, said: Given, field: str) -> T:

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from outlast.cli._plan_show import HIGH, LOW, time_said
+from outlast.cli._plan_show import HIGH, LOW, MOST, overhead_said, time_said
 from outlast.policy.capacity import Floats
 from outlast.policy.plan import TOO_CLOSE, Counted, Row, pays_below_usd, row, rows
 from outlast.policy.plan_records import Job
 from outlast.sim.figure import blank, save
 
-MOST = 10.0
-"""Overhead above which a job does not come to its end: what lies beyond is not drawn."""
 _POINTS = 200
 _BARS = 48
 _TICKS_S = (1, 5, 15, 60, 300, 900, 3600, 10_800, 36_000, 86_400, 604_800)
@@ -63,7 +61,7 @@ def _intervals(above: Any, below: Any, job: Job, counted: Counted) -> None:
     )
     for each, mark in zip(found, _MARKS, strict=True):
         _mark(above, below, each, mark)
-    every = f"recommended: every {time_said(counted.interval.seconds)} ({found[-1].overhead:.1%})"
+    every = f"recommended: every {time_said(counted.interval.seconds)} ({overhead_said(found[-1].overhead)})"
     above.axvline(counted.interval.seconds, color=_GREEN, linewidth=6, alpha=0.25, label=every)
     below.axvline(counted.interval.seconds, color=_GREEN, linewidth=6, alpha=0.25)
     shown = total[total <= MOST]
@@ -95,7 +93,7 @@ def _mark(above: Any, below: Any, each: Row, mark: str) -> None:
         above.plot(each.seconds, each.overhead, mark, color=colour, zorder=3)
     if each.overhead <= MOST and not is_best:
         place = (each.seconds, each.overhead)
-        words = f"{each.name}: {each.overhead:.1%}"
+        words = f"{each.name}: {overhead_said(each.overhead)}"
         above.annotate(words, place, (9, -5), textcoords="offset points", fontsize="small")
 
 

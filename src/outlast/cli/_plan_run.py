@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SAVES_READ = 3
 """The slowest of so many last saves is what the next one is reckoned by, as an agent does."""
-PRIOR = "zones that were measured, none of them yours (policy/prior.py)"
+PRIOR = "zones that were measured, none of them yours"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,14 @@ from outlast.policy.plan_terms import terms
 
 LOW, HIGH = 0.05, 0.95
 """Ends of the interval that 90 % of the cases lie in."""
+_BAR = 16
+MOST = 10.0
+"""Overhead above which a number says no more than that the work is hardly ever done."""
+_BOUNDS = {
+    "optimum": "which costs least",
+    "max-lost-work": "so that no more is lost than may be",
+    "back-to-back": "as often as uploads allow",
+}
 _NAMES = {
     "spot": "spot, per machine and hour",
     "on_demand": "on-demand, per machine and hour",
@@ -67,14 +75,14 @@ def show(
         "save every", "at risk", "lost each", "overhead", "", right=("at risk", "lost each", "overhead")
     )
     found = rows(job, counted)
-    most = max(row.overhead for row in found)
+    most = min(max(row.overhead for row in found), MOST)
     for row in found:
-        bar = "#" * max(1, round(20 * row.overhead / most)) if most > 0 else ""
+        bar = "#" * max(1, round(_BAR * min(row.overhead, MOST) / most)) if most > 0 else ""
         shown.add_row(
             f"{time_said(row.seconds)} ({row.name})",
             time_said(row.at_risk_s),
             time_said(row.lost_s),
-            f"{row.overhead:.1%}",
+            overhead_said(row.overhead),
             bar,
         )
     out.print(shown)
@@ -87,17 +95,23 @@ def show(
 
 def _lines(job: Job, prices: Prices, risk: Risk, counted: Counted, why: Sequence[Reason]) -> Iterator[str]:
     low, net, high = _nets(counted)
-    yield f"{counted.verdict}: {'; '.join(reason.text for reason in why)}"
-    yield (
-        f"a run saves {net:.2f} USD of {counted.on_demand_usd:.2f} ({net / counted.on_demand_usd:.0%}); in 90 % of the cases "
-        f"{low:.2f} to {high:.2f} USD ({counted.forecast.windows})"
-    )
+    if len(why) == 1:
+        yield f"{counted.verdict}: {why[0].text}"
+    else:
+        yield f"{counted.verdict}:"
+        yield from (f"- {reason.text}" for reason in why)
+    own = f"the {counted.on_demand_usd:.2f} USD that it costs on demand"
+    if net >= 0:
+        said = f"a run saves {net:.2f} of {own} ({net / counted.on_demand_usd:.0%})"
+    else:
+        said = f"a run costs {-net:.2f} USD more than {own}"
+    yield f"{said}; in 90 % of the cases it saves {low:.2f} to {high:.2f} USD ({counted.forecast.windows})"
     price = pays_below_usd(job, counted)
     if price is not None:
         yield f"break-even: spot at {price:.2f} USD per machine and hour"
     yield f"the emergency save: {counted.fit.why}"
     yield (
-        f"interruptions: {counted.interruptions:.1f} expected, {counted.per_hour:.3g} per hour on spot ({risk.source}); "
+        f"interruptions: {counted.interruptions:.1f} expected, {_rate(counted.per_hour)} per hour on spot ({risk.source}); "
         f"{counted.recall:.0%} of them cost no work ({risk.recall_source if counted.fit.fits else 'the save does not fit'})"
     )
     together = joint(job, risk, counted)
@@ -109,7 +123,8 @@ def _lines(job: Job, prices: Prices, risk: Risk, counted: Counted, why: Sequence
     for name, words in _NAMES.items():
         yield f"{words}: {_said(getattr(prices, name))}"
     yield (
-        f"save every {time_said(counted.interval.seconds)} ({counted.interval.bound}); at most {time_said(counted.interval.worst_s)} of work are at risk"
+        f"save every {time_said(counted.interval.seconds)}, {_BOUNDS[counted.interval.bound]}; at most "
+        f"{time_said(counted.interval.worst_s)} of work are at risk"
     )
 
 
@@ -118,6 +133,10 @@ def _said(price: Price) -> str:
         return price.source
     age = "" if price.age_s is None else f", written {since(price.age_s)}"
     return f"{price.usd:g} USD ({price.source}{age})"
+
+
+def _rate(per_hour: float) -> str:
+    return f"{per_hour:.0f}" if per_hour >= 100 else f"{per_hour:.3g}"
 
 
 def _nets(counted: Counted) -> tuple[float, float, float]:
@@ -134,6 +153,11 @@ def _spread(values: Iterator[float] | tuple[float, float, float], *, turned: boo
 
 def _joint(found: Joint | None) -> Json:
     return None if found is None else asdict(found)
+
+
+def overhead_said(overhead: float) -> str:
+    """A share of the time, such as `0.7%`."""
+    return f"{overhead:.1%}" if overhead <= MOST else f"over {MOST:.0%}"
 
 
 def time_said(seconds: float) -> str:

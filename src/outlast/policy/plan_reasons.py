@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,8 +58,8 @@ def _deciding(job: Job, prices: Prices, risk: Risk, counted: Counted, again: _Ag
     if counted.engineering_usd and before_usd >= TOO_CLOSE * counted.on_demand_usd:
         yield Reason(
             "effort",
-            f"saving smaller than the effort: a run saves {before_usd:.2f} USD, the effort costs {counted.engineering_usd:.2f} USD "
-            f"for each of {job.runs}; it is earned back after {job.engineering_usd / before_usd:.0f} runs",
+            f"saving smaller than the effort: a run saves {before_usd:.2f} USD, its share of the effort is {job.engineering_usd:.2f} / "
+            f"{job.runs} = {counted.engineering_usd:.2f} USD; that is earned back after {math.ceil(job.engineering_usd / before_usd)} runs",
         )
     best_usd = counted.on_demand_usd * (1 - prices.spot.usd / prices.on_demand.usd) - counted.others_usd
     could_pay = best_usd >= TOO_CLOSE * counted.on_demand_usd
@@ -144,4 +145,6 @@ def _nothing(job: Job, counted: Counted) -> Reason:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.2g} s"

@@ -21,6 +21,8 @@ WINDOWS = 32
 """Drawn of each zone, or taken from its trace, evenly spaced."""
 LONGEST_S = 72 * 3600.0
 """A job with a longer way is replayed over so much of it, and what that part costs is carried over to the whole."""
+ROOMY = 10.0
+"""A deadline of more times the work changes nothing: spot that is there for a tenth of the time does all of it."""
 _GROUPS = 3
 """Models that the policy learns between while it runs; all of the table would be a little better, and take seconds more."""
 _SEED = 6
@@ -90,9 +92,10 @@ def traced(pieces: Sequence[Piece], nodes: int) -> Zones:
 
 def _part(question: Question) -> tuple[Job, float]:
     """The part of the job that is replayed, and how often the whole holds it."""
-    times = max(1.0, question.deadline_s / LONGEST_S)
+    whole_s = min(question.deadline_s, max(ROOMY * question.work_s, LONGEST_S))
+    times = max(1.0, whole_s / LONGEST_S)
     work_s = question.work_s / times
-    deadline_s = max(question.deadline_s / times, work_s + question.overhead_s)
+    deadline_s = max(whole_s / times, work_s + question.overhead_s)
     return Job(work_s, deadline_s, question.overhead_s), times
 
 
