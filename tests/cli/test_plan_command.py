@@ -207,6 +207,7 @@ def test_paths_in_a_file_start_where_it_is_and_times_are_toml(tmp_path):
         ("plan = 3", "has no table [plan]"),
         ("[plan\nwork", "is no TOML: "),
         ("[plan]\nwork = 6h", "at line 2"),
+        ("[plan]\nwork = " + "[" * 9_999, "is no TOML: "),
         ("[plan]\nspot = '\udcff'", "is no TOML: "),
         (
             "[plan]\non_demand = 3.06",

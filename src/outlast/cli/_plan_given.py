@@ -171,7 +171,7 @@ def _read(path: Path) -> tuple[dict[str, Any], float]:
     except OSError as error:
         msg = f"--job {path} cannot be read: {error.strerror}; expected a TOML file with a table [{TABLE}]"
         raise ConfigError(msg) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = (
             f"--job {path} is no TOML: {error}; expected lines such as {_shown('work')} in a table [{TABLE}]"
         )
