@@ -117,7 +117,7 @@ def test_a_line_that_is_too_slow_for_a_first_try_carries_the_next_upload_once(
 def test_a_line_that_is_no_longer_slow_is_loaded_in_full_again(proxied):
     """One upload in small parts after a first try in vain; it was fast, so the next is in large ones."""
     proxy, url = proxied
-    store = RemoteStore(url, patience=PATIENCE)
+    store = RemoteStore(url, patience=Patience())
     proxy.plan(
         Fault("drop", 1, "POST .*uploads"), Fault(400, 1, "partNumber=", body="<Code>RequestTimeout</Code>")
     )
