@@ -102,11 +102,11 @@ def test_a_line_that_is_too_slow_for_a_first_try_carries_the_next_upload_once(
 ):
     """An answer comes when a body has arrived: what a line cannot carry in that time is sent in vain once, and then loaded less."""
     address = urlsplit(moto.endpoint)
-    with throttled((address.hostname, address.port), 8e6) as line:
+    with throttled((address.hostname, address.port), 3e6) as line:
         server = dataclasses.replace(moto, endpoint=f"http://127.0.0.1:{line.port}")
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
-        store = RemoteStore(server.url(prefix), patience=PATIENCE)
+        store = RemoteStore(server.url(prefix), patience=Patience(total_s=24))
         store.write(KEY, [memoryview(data)])
         before = line.passed_bytes
         store.write("segments/y.bin", [memoryview(data)])
