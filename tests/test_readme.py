@@ -39,6 +39,7 @@ def user(tmp_path_factory):
     (script,) = blocks("python")
     (folder / "train.py").write_text(script)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OUTLAST_", "AWS_", "SLURM_"))}
+    env["PYTHONPATH"] = str(ROOT / "tests" / "drill" / "inside")  # torch comes up sooner
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     with servers.moto_s3(tmp_path_factory.mktemp("moto")) as s3:
         request = urllib.request.Request(f"{s3.endpoint}/my-bucket", method="PUT")

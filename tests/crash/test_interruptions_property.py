@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from launch import Lab, eventually, history
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
-EXAMPLES = int(os.environ.get("OUTLAST_TEST_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("OUTLAST_TEST_EXAMPLES", "8"))
 """`make soak` asks for many more."""
 ALARM_MS = 400
 """About as long as a small run takes, its start included."""

@@ -109,7 +109,7 @@ def test_at_the_very_end(name):
 
 
 @given(st.integers(0, 60), st.integers(1, 12), st.integers(0, 70), st.integers(1, 12), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_position_any_batch_size(length, batch, cut, then, drop_last):
     """Going on with another batch size repeats no sample and skips none."""
     source = take_over(outlast.DataLoader(Plain(length), batch, shuffle=True, drop_last=drop_last), seed=1)
