@@ -55,6 +55,36 @@ def test_parts_are_numbered_on():
     assert [record["step"] for record in read_parts(store)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("added", [0, 1, 3])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_an_agent_put_and_could_not_say_any_more_is_not_put_again(is_late, added):
+    """It is killed after its last put, which may even arrive after the next agent has looked: that one is told all again, and more."""
+    store = MemoryStore()
+    log = EventLog(store, 1, "aaaa", 0)
+    told = [event("metrics", step, values={"loss": step / 3}) for step in range(5)]
+    log.add(told[0])
+    log.flush()
+    for record in [event("alive", 1), *told[1:]]:
+        log.add(record)
+    log.flush()
+    part = f"{FOLDER}/000001.jsonl"
+    late = store.objects.pop(part) if is_late else b""
+    other = EventLog(store, 1, "aaaa", 0)
+    create = store.create
+
+    def arriving(key, data):
+        if is_late and key == part:
+            store.objects[part] = late
+        return create(key, data)
+
+    store.create = arriving
+    more = [event("metrics", 5 + n, values={"loss": 1.0}) for n in range(added)]
+    for record in [*told[1:], *more]:
+        other.add(record)
+    other.flush()
+    assert [r["step"] for r in read_parts(store) if r["kind"] == "metrics"] == list(range(5 + added))
+
+
 @pytest.mark.parametrize("arrives", [True, False])
 def test_a_failed_put_loses_and_doubles_nothing(arrives):
     """Records are kept over a store error; a put that did arrive, although it was reported failed, counts once."""

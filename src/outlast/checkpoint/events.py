@@ -39,6 +39,8 @@ Report = Callable[[str], None]
 _PART = re.compile(r"\Aevents/(\d{5,})-([0-9a-z]{4})-(\d{5,})/(\d{6,})\.jsonl\Z")
 _DIGEST_LINE = re.compile(rb'\{"digest":"xxh3-128:([0-9a-f]{32})"\}\n\Z')
 _DIGEST_LINE_BYTES = 55
+_PARTS_TAKEN_OVER = 8
+"""Of an agent that was killed: it says after each flush what is durable, and one flush puts few."""
 _FLOAT = "$float"
 _ENVELOPE = ("kind", "utc", "attempt", "step")
 
@@ -56,6 +58,8 @@ class EventLog:
         self._part: bytes | None = None
         self._number: int | None = None
         self._last: str | None = None
+        self._there: set[bytes] = set()
+        """Lines that an earlier agent of this attempt put: it may have been killed before it could say so, and is told them again."""
 
     def add(self, record: dict[str, Json]) -> None:
         """Keep a record for the next part; `attempt` is filled in. It is encoded now, so it may change afterwards.
@@ -78,7 +82,7 @@ class EventLog:
         """
         with self._flush_lock:
             if self._number is None:
-                self._last, self._number = self._find_last()
+                self._take_over()
             while self._part is not None or self._lines:
                 self._put_part()
             return self._last
@@ -86,22 +90,37 @@ class EventLog:
     def _put_part(self) -> None:
         if self._part is None:
             with self._lines_lock:
-                body, self._lines = b"".join(self._lines), []
-            self._part = seal_part(body)
+                lines, self._lines = self._lines, []
+            self._seal(lines)
+        if self._part is None:
+            return
         number = self._number or 0
         key = f"{self._folder}/{number:06d}.jsonl"
-        is_ours = self._store.create(key, self._part) or self._store.get(key) == self._part
+        other = None if self._store.create(key, self._part) else self._store.get(key)
         self._number = number + 1
-        if is_ours:
+        if other is None or other == self._part:
             self._last, self._part = key, None
+            return
+        # Put by an earlier agent that was being killed, and arrived only now.
+        self._there.update(_lines(other))
+        self._seal(_lines(self._part)[:-1])
 
-    def _find_last(self) -> tuple[str | None, int]:
-        """The part that an earlier agent of this attempt put last, and the number after it."""
+    def _seal(self, lines: Sequence[bytes]) -> None:
+        """Make the next part of these lines, without those that are there."""
+        body = b"".join(line for line in lines if line not in self._there)
+        self._part = seal_part(body) if body else None
+
+    def _take_over(self) -> None:
+        """Find the part that an earlier agent of this attempt put last, and what it and those before it hold."""
         keys = [info.key for info in self._store.list(f"{self._folder}/")]
         numbers = {int(match.group(4)): key for key in keys if (match := _PART.match(key))}
-        if not numbers:
-            return None, 0
-        return numbers[max(numbers)], max(numbers) + 1
+        newest = sorted(numbers)[-_PARTS_TAKEN_OVER:]
+        self._there.update(line for number in newest for line in _lines(self._store.get(numbers[number])))
+        self._last, self._number = (numbers[newest[-1]], newest[-1] + 1) if newest else (None, 0)
+
+
+def _lines(part: bytes) -> list[bytes]:
+    return part.splitlines(keepends=True)
 
 
 def seal_part(body: bytes) -> bytes:
