@@ -27,6 +27,7 @@ from outlast.state.settings import describe
 from outlast.state.steps import StepWatch
 from outlast.trainer.batches import Batches
 from outlast.trainer.ending import ended_by, first_at_exit, watch_exceptions
+from outlast.trainer.first_calls import settle_first_calls
 from outlast.trainer.frozen import stored
 from outlast.trainer.loop import Kind, Loop
 from outlast.trainer.metrics import as_number
@@ -122,6 +123,7 @@ class Run:
             best=kept.best,
         )
         refuse_without_room(module_bytes(state), saving.host_memory_bytes)
+        settle_first_calls()
 
         self._pid = os.getpid()
         self._left = False
