@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 
@@ -12,6 +14,7 @@ from launch import eventually
 from outlast import _process
 from outlast._errors import StoreUnavailable
 from outlast.agent.printed import MOST_WAITING_BYTES, Printed
+from outlast.agent.tee import Stream, Tee
 from outlast.checkpoint.manifest import AttemptRecord
 from outlast.checkpoint.output import list_output, read_output
 from saving import RUN_ID, UTC, MemoryStore
@@ -148,3 +151,18 @@ def test_a_character_that_comes_in_two_reads_is_whole() -> None:
     printed.claimed(store, record(), 0, may_put=lambda: True)
     printed.end(60.0)
     assert text(store) == "Grüße ✓\n\\xff\x00\n"
+
+
+def test_an_agent_that_is_told_to_end_before_it_has_begun_to_read_reads_all_the_same() -> None:
+    """The one before it is gone, and the script's last words come with its farewell: whichever thread is first."""
+    done = subprocess.Popen(["sleep", "60"])
+    gone = _process.process_id(done.pid)
+    done.kill()
+    done.wait()
+    for _ in range(30):
+        printed, store = Printed(), MemoryStore()
+        printed.claimed(store, record(), 0, may_put=lambda: True)
+        source, sink = os.pipe2(os.O_NONBLOCK)
+        os.write(sink, b"the last words\n")
+        Tee((Stream("stdout", source, None),), printed, gone).end(30.0)
+        assert text(store) == "the last words\n"

@@ -181,7 +181,6 @@ class _Copy:
         self._stream = stream
         self._keep = keep
         self._owner = owner
-        self._reads = owner is None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_empty = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"outlast-{stream.name}", daemon=True)
@@ -189,8 +188,8 @@ class _Copy:
 
     def drain(self, within_s: float) -> None:
         """Wait until all that was written before is passed on."""
-        if not self._reads:
-            return
+        if self._owner is not None and process_alive(self._owner) is not False:
+            return  # it reads them
         self._is_empty.clear()
         os.eventfd_write(self._wake, 1)
         self._is_empty.wait(within_s)
@@ -198,7 +197,6 @@ class _Copy:
     def _run(self) -> None:
         if self._owner is not None and not _wait_until_gone(self._owner):
             return
-        self._reads = True
         poll = select.poll()
         poll.register(self._stream.source, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
