@@ -63,6 +63,33 @@ def test_an_error_is_a_message_and_its_exit_code(arguments, said):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("checkpoints", "prune", "run", "--keep-last", "2.9"),
+        ("logs", "run", "--tail", "1e3"),
+        (
+            "simulate",
+            "--traces",
+            "x",
+            "--work",
+            "1h",
+            "--deadline",
+            "2h",
+            "--overhead",
+            "0s",
+            "--nodes",
+            "1.5",
+        ),
+    ],
+)
+def test_a_number_that_is_not_whole_is_not_rounded(arguments):
+    """It would say that fewer are kept, shown or counted than were asked for."""
+    done = outlast(*arguments)
+    assert done.returncode != 0
+    assert done.stderr == f"outlast: {arguments[-2]} is {arguments[-1]!r}; expected a whole number\n"
+
+
 def test_what_follows_the_dashes_is_the_scripts():
     """Its options are not taken for ours, and its exit code is passed on."""
     script = "import sys; print(sys.argv[1:]); sys.exit(0 if sys.argv[1:] == ['--help', '--store', 'x', '--'] else 9)"

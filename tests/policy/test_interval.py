@@ -205,3 +205,10 @@ def test_on_a_machine_whose_hazard_changes_with_age_it_loses_hardly_more_than_th
 
 def survival(hazard, age_s):
     return math.exp(-hazard.mean_per_s(0.0, age_s) * age_s)
+
+
+def test_a_pause_that_is_longer_than_the_limit_leaves_half_of_the_time_for_training() -> None:
+    """Saving more often would cost more than it keeps: three minutes of pause, and ten seconds that may be lost."""
+    found = interval(Costs(180.0, 1.0, 1.0), Constant(1 / 3600), 10.0)
+    assert (found.seconds, found.bound) == (180.0, "back-to-back")
+    assert found.worst_s > 360

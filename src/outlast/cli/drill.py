@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 
 from outlast._config import parse_bytes, parse_duration_s, parse_rate_bytes_per_s
 from outlast._errors import ConfigError
+from outlast.cli._whole import MaybeWhole, Whole
 
 if TYPE_CHECKING:
     from outlast.drill.bundled import Show
@@ -25,12 +26,12 @@ Source = Literal["aws", "gcp", "azure", "alibaba", "tencent", "slurm", "sigterm"
 @app.default
 def drill(
     *command: Annotated[str, Parameter(show=False)],
-    steps: int | None = None,
-    interruptions: int | None = None,
-    save_every: int | None = None,
+    steps: MaybeWhole = None,
+    interruptions: MaybeWhole = None,
+    save_every: MaybeWhole = None,
     grace: float = 20.0,
     stall: float = 120.0,
-    seed: int = 0,
+    seed: Whole = 0,
     notice: Source | None = None,
     warning: str = "30s",
     lose_disk: Annotated[bool, Parameter(negative="")] = False,

@@ -18,6 +18,7 @@ from outlast.checkpoint.output import Key, Output, fold, list_output, read_outpu
 from outlast.cli._place import open_run
 from outlast.cli._recent import ENDING_PARTS
 from outlast.cli._show import clock, size
+from outlast.cli._whole import MaybeWhole
 from outlast.store.base import Store
 
 _SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)?")
@@ -30,7 +31,7 @@ app = App(name="logs")
 
 
 @app.default
-def logs(run: str, /, *, attempt: int | None = None, tail: int | None = None) -> None:
+def logs(run: str, /, *, attempt: MaybeWhole = None, tail: MaybeWhole = None) -> None:
     """Show what the script of a run has printed, attempt by attempt, also where its machine is gone.
 
     `outlast run` keeps it, unless OUTLAST_LOGS is 0: of each attempt the first 256 KiB and the last MiB, and of a machine

@@ -22,6 +22,7 @@ from outlast.checkpoint.manifest import CheckpointId, RunRecord
 from outlast.checkpoint.prune import Plan, Pruner, Whose
 from outlast.cli._place import checkpoint_named, open_run
 from outlast.cli._show import console, print_json, size, table, text
+from outlast.cli._whole import MaybeWhole
 from outlast.policy.retention import ALWAYS_NEWEST
 from outlast.store.base import Store
 
@@ -57,7 +58,7 @@ def prune(
     run: str,
     /,
     *,
-    keep_last: int | None = None,
+    keep_last: MaybeWhole = None,
     damaged: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from outlast._config import ResumeMode, capacity, parse_duration_s
 from outlast._errors import ConfigError
+from outlast.cli._whole import Whole
 from outlast.policy.restart import MAX_RESTARTS, STORE_WAIT_S
 
 app = App(name="run")
@@ -19,7 +20,7 @@ app = App(name="run")
 def run(
     *command: Annotated[str, Parameter(show=False)],
     store: str | None = None,
-    max_restarts: int = MAX_RESTARTS,
+    max_restarts: Whole = MAX_RESTARTS,
     resume: ResumeMode | None = None,
     take_over: Annotated[bool, Parameter(negative="")] = False,
     store_wait: str = f"{STORE_WAIT_S:.0f}s",

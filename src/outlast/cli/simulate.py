@@ -13,6 +13,7 @@ from outlast._config import parse_bytes, parse_duration_s
 from outlast._errors import ConfigError
 from outlast._types import Json
 from outlast.cli._show import console, print_json, table
+from outlast.cli._whole import Whole
 
 if TYPE_CHECKING:
     from outlast.sim.compare import Compared
@@ -30,7 +31,7 @@ def simulate(
     policy: str = "all",
     prices: Path | None = None,
     multi_zone: Annotated[bool, Parameter(negative="")] = False,
-    nodes: int = 1,
+    nodes: Whole = 1,
     spread: Literal["zone", "region", "none"] = "zone",
     checkpoint: str | None = None,
     egress: Path | None = None,

@@ -74,7 +74,8 @@ class _Formula(Protocol):
 def interval(costs: Costs, hazard: Hazard, max_lost_s: float, *, age_s: float = 0.0) -> Interval:
     """Choose the interval for a machine of an age.
 
-    Where an upload takes so long that the limit cannot be kept, saves run back to back: `worst_s` says what the limit is then.
+    Where an upload takes so long that the limit cannot be kept, saves run back to back: `worst_s` says what the limit is then. So it does where the
+    pause is that long; at least as much time is then trained as training stands still.
 
     Args:
         costs: as measured.
@@ -86,13 +87,13 @@ def interval(costs: Costs, hazard: Hazard, max_lost_s: float, *, age_s: float = 
     durable_s = costs.pause_s + costs.upload_s
     optimum_s = best_s(pause_s, hazard, costs.recall, age_s=age_s, durable_s=durable_s)
     most_s = max_lost_s - costs.upload_s - costs.pause_s - costs.step_s
-    least_s = max(costs.upload_s - costs.pause_s, LEAST_S)
+    least_s = max(costs.upload_s - costs.pause_s, costs.pause_s, LEAST_S)
     seconds = optimum_s
     bound: Bound = "optimum"
     if seconds > most_s:
         seconds, bound = most_s, "max-lost-work"
     if seconds < least_s:
-        seconds, bound = least_s, "back-to-back" if costs.upload_s > LEAST_S else bound
+        seconds, bound = least_s, "back-to-back" if max(costs.upload_s, costs.pause_s) > LEAST_S else bound
     return Interval(
         seconds=seconds,
         bound=bound,
