@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from persisting import attempt_record
 
-from outlast._types import Capacity
+from outlast._types import FORMAT_VERSION, Capacity
 from outlast.agent.history import History, learn
 from outlast.checkpoint.events import EventLog
 from outlast.checkpoint.manifest import AttemptRecord, attempt_key, seal
-from outlast.checkpoint.pools import put_spell, read_spells
-from outlast.policy.hazard import Spell
+from outlast.checkpoint.pools import SpellRecord, put_spell, read_spells
+from outlast.policy.hazard import Spell, estimate
 from outlast.policy.interval import Costs
 from saving import UTC, MemoryStore
 
@@ -127,3 +127,21 @@ def test_what_saves_cost_is_that_of_the_last_attempt_that_measured_any(past: Pas
 def test_without_a_root_a_run_learns_from_itself(past: Past) -> None:
     past.attempt(1)
     assert learn(past.store, past.record(2), 0, None).spells == (Spell(100.0, "lost"),)
+
+
+@pytest.mark.parametrize("bad", [{"seconds": 1e308}, {"seconds": -1e6}, {"pool": "b"}])
+def test_what_no_attempt_can_have_written_teaches_nothing(past: Past, bad: dict[str, Any]) -> None:
+    """It lies in a store that others write to as well."""
+    good = past.record(1)
+    put_spell(past.root, good, Spell(100.0, "lost"))
+    record = SpellRecord(
+        format=FORMAT_VERSION, run_id="0", attempt=2, pool="a", machine_type=None, began_utc=UTC, seconds=5.0, end="lost"
+    )  # fmt: skip
+    past.root.create("_pools/a/1-0-00002-aaaa.json", seal(msgspec.structs.replace(record, **bad)))
+    assert past.kept() == [(1, 100.0, "lost")]
+
+
+def test_machines_that_die_at_once_leave_a_rate_that_can_be_reckoned_with() -> None:
+    """Fifty of them in a row."""
+    found = estimate([Spell(0.0, "lost")] * 50, 3600.0)
+    assert found.per_s == 1 / 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from persisting import attempt_record
 from outlast._types import Capacity, MaxLost
 from outlast.agent.control import ControlPage, Word
 from outlast.agent.history import History
-from outlast.agent.meter import Measured
+from outlast.agent.meter import SAVES_KEPT, Measured
 from outlast.agent.tuning import SHORT_RUN_S, Tuning
 from outlast.policy.hazard import Spell
 from outlast.policy.interval import Costs
@@ -24,7 +25,7 @@ class Told:
     def __init__(self, max_lost: MaxLost | None) -> None:
         self.said: list[str] = []
         self.noted: list[dict[str, Any]] = []
-        self.save_s: float | None = None
+        self.saves_s: list[float] = []
         self.page = ControlPage.create()
         record = msgspec.structs.replace(attempt_record(), capacity=Capacity(pool="a"))
         self.tuning = Tuning(
@@ -32,7 +33,11 @@ class Told:
         )
 
     def _measured(self) -> Measured:
-        return Measured(self.save_s, 1000, 0.0, None, 0.0)
+        if not self.saves_s:
+            return Measured(None, 1000, 0.0, None, 0.0)
+        last = self.saves_s[-SAVES_KEPT:]
+        median_s = statistics.median_low(last) if len(last) > 1 else 0.0
+        return Measured(max(last), 1000, 0.0, None, 0.0, last[-1], median_s)
 
     def _note(self, kind: str, /, **fields: Any) -> None:
         assert kind == "interval"
@@ -40,7 +45,7 @@ class Told:
 
     def save(self, *, upload_s: float, pause_s: float) -> float:
         """A save has become durable; the interval that the trainer reads then."""
-        self.save_s = upload_s
+        self.saves_s.append(upload_s)
         self.page[Word.PAUSE_NS] = int(pause_s * 1e9)
         self.tuning.committed()
         return self.interval_s
@@ -125,3 +130,30 @@ def test_once_the_attempt_is_over_the_page_is_not_touched(told: Told) -> None:
     told.tuning.committed()
     told.tuning.know(History(costs=Costs(0.5, 5.0)), preemptible=None)
     assert told.noted == []
+
+
+def test_one_upload_that_took_an_hour_keeps_no_save_away_for_longer_than_the_limit(told: Told) -> None:
+    """The store was away; once it is back, so is the interval. Where it stays slow, saves follow each other."""
+    before = told.save(upload_s=10.0, pause_s=0.5)
+    assert told.save(upload_s=3600.0, pause_s=0.5) <= 600.0
+    assert told.save(upload_s=10.0, pause_s=0.5) == pytest.approx(before, rel=0.06)
+    told.save(upload_s=3600.0, pause_s=0.5)
+    assert told.save(upload_s=3600.0, pause_s=0.5) == pytest.approx(3600.0, rel=0.01)
+
+
+def test_what_uploads_took_on_another_machine_never_keeps_the_first_save_away(told: Told) -> None:
+    """Else a run whose machines live shorter than that would never save again, and each attempt would teach it to the next."""
+    told.tuning.know(History(costs=Costs(0.5, 7200.0, 0.1)), preemptible=True)
+    assert 0 < told.interval_s <= 300.0
+
+
+def test_the_limit_is_kept_by_an_interval_that_stays_as_well(told: Told) -> None:
+    """It does not stay where it would be above the limit; and what is said of the worst is of the interval that is kept."""
+    for upload_s in (10.0, 35.0, 20.0):
+        seconds = told.save(upload_s=upload_s, pause_s=0.5)
+        noted = told.noted[-1]
+        if noted["bound"] == "max-lost-work":
+            assert noted["worst_s"] <= 600.001
+        assert noted["worst_s"] == pytest.approx(
+            seconds + noted["upload_s"] + 0.5 + noted["step_s"], abs=0.01
+        )

@@ -255,3 +255,21 @@ def test_a_market_needs_on_demand_and_prices():
         Market((Pool("spot", "spot", 0.3),))
     with pytest.raises(ConfigError, match="usd_per_hour of own is 0"):
         Market((Pool("own", "on-demand", 0.0),))
+
+
+def test_in_the_last_part_of_a_tick_nothing_is_safe_that_takes_longer() -> None:
+    """A slow spot machine would need five times what is left."""
+    job = Job(500.0, 2500.0, 0.0)
+    market = Market((Pool("slow", "spot", 0.1, 0.2), Pool("on-demand", "on-demand", 1.0)))
+    now = Situation(
+        job,
+        market,
+        100.0,
+        np.array([100.0]),
+        np.array([WAIT]),
+        np.zeros(1),
+        np.ones((1, 2), bool),
+        np.array([WAIT]),
+    )
+    assert not is_safe(now, 0)[0]
+    assert is_safe(now, 1)[0]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlast.policy.capacity import WAIT, Job, Market, Pool
+from outlast.policy.capacity import TICK_S, WAIT, Job, Market, Pool
 from outlast.sim.optimum import optimum
 
 MIN = 60.0
@@ -121,3 +121,17 @@ def test_a_deadline_within_a_tick_is_kept_to_the_second():
     none = np.array([[[False, True]] * 6])
     assert optimum(Job(52 * MIN, 55 * MIN, 3 * MIN), ONE, none)[0] == pytest.approx(55 / 60)
     assert math.isinf(optimum(Job(53 * MIN, 55 * MIN, 3 * MIN), ONE, none)[0])
+
+
+@pytest.mark.parametrize(
+    ("work_s", "deadline_s", "overhead_s"), [(72000.0, 72216.0, 187.0), (169642.8, 170280.0, 187.0)]
+)
+def test_where_nearly_no_time_is_left_the_optimum_is_what_somebody_could_pay(
+    work_s: float, deadline_s: float, overhead_s: float
+) -> None:
+    """Points of the grid that cannot be done in time lie beside one that can, and must not be taken into its cost."""
+    job = Job(work_s, deadline_s, overhead_s)
+    market = Market((Pool("spot", "spot", 0.3), Pool("on-demand", "on-demand", 1.0)))
+    is_there = np.random.default_rng(1).random((8, math.ceil(deadline_s / TICK_S), 2)) < 0.5
+    is_there[:, :, 1] = True
+    assert (optimum(job, market, is_there) <= (work_s + overhead_s) / 3600 * 1.001).all()

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
 from outlast.agent.protocol import Snapshot
 from outlast.agent.tasks import copied
@@ -21,6 +22,8 @@ class Measured:
 
     Attributes:
         save_s: what a save takes; None where none was measured.
+        last_s: what the last one took that is durable here; 0 where none is.
+        median_s: the lower median of the last ones; 0 where there are not two.
         changed_bytes: what it writes.
         bytes_per_s: at that rate; 0 where none was measured.
         in_flight_bytes: what the save that is being written may still write; None where none is.
@@ -32,6 +35,8 @@ class Measured:
     bytes_per_s: float
     in_flight_bytes: int | None
     in_flight_s: float
+    last_s: float = 0.0
+    median_s: float = 0.0
 
 
 class Meter:
@@ -80,10 +85,13 @@ class Meter:
             seconds, nbytes = last
             flight_s = None if self._begun_s is None else now - self._begun_s
             rate = nbytes / max(seconds, 1e-9) if seconds is not None else 0.0
+            took_s = [save_s for save_s, _ in self._last]
+            last_s = took_s[-1] if took_s else 0.0
+            median_s = median_low(took_s) if len(took_s) > 1 else 0.0
             if flight_s is None:
-                return Measured(seconds, nbytes, rate, None, 0.0)
+                return Measured(seconds, nbytes, rate, None, 0.0, last_s, median_s)
             # One that already takes longer than those before is what the next may take, too.
             slow_s = None if seconds is None else max(seconds, flight_s)
             left_bytes = self._left_bytes if seconds is None else min(self._left_bytes, nbytes)
             left_s = 0.0 if slow_s is None else slow_s - flight_s
-            return Measured(slow_s, nbytes, rate, left_bytes, left_s)
+            return Measured(slow_s, nbytes, rate, left_bytes, left_s, last_s, median_s)

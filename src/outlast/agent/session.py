@@ -411,8 +411,8 @@ class Session:
         claimed = self.claimed
         if claimed is not None:
             claimed.retention.committed(id, manifest)
-            claimed.tuning.committed()
             claimed.heed.committed(id, manifest.reason)
+            claimed.tuning.committed()
 
     @property
     def _is_ending(self) -> bool:

@@ -146,18 +146,23 @@ class Tuning:
     def _tune(self) -> None:
         if self._max_lost is None or self._is_over:
             return
-        costs = self._costs()
+        lived_s = time.monotonic() - self._started_s
+        limit_s = _limit_s(self._max_lost, self._history.trained_s + lived_s)
+        costs = self._costs(limit_s)
         if costs is None:
             return
-        lived_s = time.monotonic() - self._started_s
         known = estimate([*self._history.spells, Spell(lived_s, "none")], self._prior_s)
         costs = replace(costs, recall=known.recall)
-        limit_s = _limit_s(self._max_lost, self._history.trained_s + lived_s)
         found, now = interval(costs, Constant(known.per_s), limit_s), self.now
-        if now is None or found.bound != now.bound or abs(found.seconds / now.seconds - 1) > MOVED:
+        upload_s = max(costs.upload_s, self._measured().last_s)
+        found = replace(found, worst_s=found.worst_s + upload_s - costs.upload_s)
+        is_kept = (
+            now is not None and found.bound == now.bound and abs(found.seconds / now.seconds - 1) <= MOVED
+        )
+        if now is None or not is_kept or (found.bound == "max-lost-work" and now.seconds > found.seconds):
             now = found
         else:
-            now = replace(found, seconds=now.seconds)
+            now = replace(found, seconds=now.seconds, worst_s=found.worst_s + now.seconds - found.seconds)
         self.now = now
         self._page[Word.INTERVAL_NS] = int(now.seconds * 1e9)
         self.note(
@@ -168,7 +173,7 @@ class Tuning:
             worst_s=round(now.worst_s, 3),
             overhead=round(now.overhead, 5),
             pause_s=round(costs.pause_s, 6),
-            upload_s=round(costs.upload_s, 3),
+            upload_s=round(upload_s, 3),
             step_s=round(costs.step_s, 6),
             max_lost_s=round(limit_s, 3),
             mean_s=round(1 / known.per_s, 1),
@@ -177,16 +182,21 @@ class Tuning:
             seen_s=round(known.seconds, 1),
             pool=self._pool,
         )
-        self._tell(now, costs, limit_s)
+        self._tell(now, upload_s, limit_s)
 
-    def _costs(self) -> Costs | None:
-        """As measured here; before a save was, as in the attempt before."""
+    def _costs(self, limit_s: float) -> Costs | None:
+        """As measured here; before a save was, as in the attempt before.
+
+        One upload that took very long (the store was away, say) must not keep the next save away for as long: more than the limit
+        counts once most have taken that long, and what another machine's took never keeps the first save here beyond half of it.
+        """
         before, measured = self._history.costs, self._measured()
         if not self._pauses_s:
-            return before
+            return before and replace(before, upload_s=min(before.upload_s, limit_s / 2))
         if measured.save_s is None:
             return None
-        return Costs(median(self._pauses_s), measured.save_s, self._step_s())
+        upload_s = min(measured.last_s or measured.save_s, max(measured.median_s, limit_s))
+        return Costs(median(self._pauses_s), upload_s, self._step_s())
 
     def _step_s(self) -> float:
         """From one safe point to the next, on average since the first look."""
@@ -196,7 +206,7 @@ class Tuning:
         first_steps, first_ns = self._began
         return (safe_ns - first_ns) / 1e9 / (steps - first_steps) if steps > first_steps else 0.0
 
-    def _tell(self, now: Interval, costs: Costs, limit_s: float) -> None:
+    def _tell(self, now: Interval, upload_s: float, limit_s: float) -> None:
         """Say once where the limit cannot be kept."""
         is_kept = now.worst_s <= limit_s * (1 + MOVED)
         if is_kept or self._told:
@@ -204,8 +214,8 @@ class Tuning:
             return
         self._told = True
         self.say(
-            f"a save is durable {costs.upload_s:.0f} s after it was taken, which is too long for a max_lost_work of {limit_s:.0f} s: saves "
-            f"run back to back, and an interruption without a notice can cost up to {now.worst_s:.0f} s of work"
+            f"a save is durable {upload_s:.0f} s after it was taken, which is too long for a max_lost_work of {limit_s:.0f} s: saves "
+            f"run back to back, and an interruption without a notice can cost up to {max(now.worst_s, 2 * upload_s):.0f} s of work"
         )
 
 

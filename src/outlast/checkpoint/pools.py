@@ -20,6 +20,8 @@ from outlast.policy.hazard import MOST_SPELLS, End, Spell
 from outlast.store.base import Store
 
 _READS = 16
+_LONGEST_S = 10 * 365 * 86_400.0
+"""No attempt lives longer: a record that says so, or less than nothing, is no record."""
 
 
 class SpellRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,14 +66,19 @@ def read_spells(root: Store, pool: str, *, but: str) -> list[SpellRecord]:
     Raises:
         StoreError: the root cannot be read.
     """
-    keys = [info.key for info in root.list(_folder(pool)) if f"-{but}-" not in info.key][-MOST_SPELLS:]
+    keys = [info.key for info in root.list(_folder(pool)) if but not in _name(info.key).split("-")[1:-2]]
+    keys = keys[-MOST_SPELLS:]
     with ThreadPoolExecutor(_READS, "outlast-pool") as reads:
         found = list(reads.map(lambda key: _read(root, key), keys))
-    return [record for record in found if record is not None]
+    return [r for r in found if r is not None and r.pool == pool and 0 <= r.seconds <= _LONGEST_S]
 
 
 def _folder(pool: str) -> str:
     return f"_pools/{pool}"
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _read(root: Store, key: str) -> SpellRecord | None:

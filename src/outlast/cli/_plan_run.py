@@ -61,7 +61,7 @@ def measured(run: str) -> Measured:
         per_hour_source=f"the run's ledger: {seen} interruptions in pool {tuned.get('pool')}"
         if seen
         else PRIOR,
-        recall=_number(tuned, "recall") if seen else None,
+        recall=_number(tuned, "recall", or_none_at_all=True) if seen else None,
         spot=spot,
         on_demand=on_demand,
     )
@@ -71,9 +71,11 @@ def _last(events: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
     return next((event for event in reversed(events) if event.get("kind") == kind and "pause_s" in event), {})
 
 
-def _number(event: Mapping[str, Any], name: str) -> float | None:
+def _number(event: Mapping[str, Any], name: str, *, or_none_at_all: bool = False) -> float | None:
     found = event.get(name)
-    return float(found) if isinstance(found, int | float) and found > 0 else None
+    if not isinstance(found, int | float) or found < 0 or (found == 0 and not or_none_at_all):
+        return None
+    return float(found)
 
 
 def _restart_s(records: Sequence[AttemptRecord], events: Sequence[Mapping[str, Any]]) -> float | None:

@@ -212,7 +212,8 @@ def is_safe(now: Situation, choice: int) -> Bools:
     overhead_s = now.overhead_s(choice)
     works_s = np.maximum(TICK_S - overhead_s, 0.0)
     after_s = now.slack_s - TICK_S + works_s * (pool.steps_per_s / backstop.steps_per_s)
-    return (after_s >= need_s) | (overhead_s + now.steps_left / pool.steps_per_s <= TICK_S + _ROUNDING_S)
+    tick_s = min(TICK_S, now.time_left_s)
+    return (after_s >= need_s) | (overhead_s + now.steps_left / pool.steps_per_s <= tick_s + _ROUNDING_S)
 
 
 def cheapest_spot(now: Situation) -> Ints:

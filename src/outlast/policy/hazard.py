@@ -19,6 +19,8 @@ FORGETS = 0.75
 the old rate has lost its say, and what chance four interruptions leave to chance costs 2 % of what saving costs: cost is flat around its minimum."""
 MOST_SPELLS = 50
 """Of older ones nothing is left."""
+SHORTEST_S = 60.0
+"""Machines that live shorter than this on average are reckoned with as if they did not: nothing can be trained there."""
 
 End: TypeAlias = Literal["saved", "lost", "none"]
 """How an attempt ended: taken away after a durable save that a notice led to; taken away without one; not by its machine, or not yet."""
@@ -141,6 +143,5 @@ def estimate(spells: Sequence[Spell], prior_s: float) -> Estimate:
         saved = saved * FORGETS + (spell.end == "saved")
         lost = lost * FORGETS + (spell.end == "lost")
     ended = [spell for spell in spells if spell.end != "none"]
-    return Estimate(
-        events / (before_s + since_s), saved / (saved + lost), len(ended), sum(s.seconds for s in spells)
-    )
+    per_s = min(events / max(before_s + since_s, SHORTEST_S), 1 / SHORTEST_S)
+    return Estimate(per_s, saved / (saved + lost), len(ended), sum(s.seconds for s in spells))

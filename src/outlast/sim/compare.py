@@ -114,8 +114,14 @@ def compare(pieces: Sequence[Piece], setup: Setup, names: Sequence[str] = POLICI
         for name in names
         if name != OPTIMUM
     }
-    best = np.concatenate([optimum(setup.job, b.market, b.is_available) for b in batches])
+    solved = np.concatenate([optimum(setup.job, b.market, b.is_available) for b in batches])
     own = np.concatenate([_own_usd(setup.job, b.market, len(b.is_available)) for b in batches])
+    in_time = [
+        np.where(done.finish_s <= setup.job.deadline_s, done.cost_usd, np.inf) for done in outcomes.values()
+    ]
+    best = np.minimum.reduce(
+        [solved, own, *in_time]
+    )  # what is interpolated may lie above what somebody has paid
     shown = np.concatenate([b.is_available[:, :, :-1].any(axis=2) for b in batches])
     return Compared(outcomes, best, own, tuple(left_out), shown, len(batches[0].market.pools) - 1)
 

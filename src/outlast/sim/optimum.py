@@ -105,8 +105,12 @@ class _Backwards:
             np.add(then[ends - whole : high + 1 - whole], TICK_S * rate, out=found[ends - low :])
             if between > 1e-9:
                 below = max(ends - whole - 1, 0)
-                found[ends - low :] *= 1 - between
-                found[ends - low :] += (then[below : below + high + 1 - ends] + TICK_S * rate) * between
+                less = then[below : below + high + 1 - ends] + TICK_S * rate
+                # Where the next point cannot be done in time this one may: it costs no less than the point before it.
+                is_known = found[ends - low :] < _NEVER / 2
+                found[ends - low :] = np.where(
+                    is_known, found[ends - low :] * (1 - between) + less * between, less
+                )
         if low == 0:
             found[0] = 0.0
         if pool.kind == "spot":

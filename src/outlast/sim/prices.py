@@ -56,11 +56,14 @@ def read_egress(path: Path) -> dict[tuple[str, str], float]:
     Raises:
         ConfigError: a column or a price is missing; names the line.
     """
-    rows = _rows(path, EGRESS_COLUMNS)
-    return {
-        (row["from_region"], row["to_region"]): _number(path, number, row, EGRESS_COLUMNS[2], "USD")
-        for number, row in rows
-    }
+    found: dict[tuple[str, str], float] = {}
+    for number, row in _rows(path, EGRESS_COLUMNS):
+        pair = row["from_region"], row["to_region"]
+        if pair in found:
+            msg = f"{path}, line {number}: the way from {pair[0]} to {pair[1]} is there twice; expected one row each"
+            raise ConfigError(msg)
+        found[pair] = _number(path, number, row, EGRESS_COLUMNS[2], "USD")
+    return found
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -72,7 +75,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
                 msg = f"{path}, line 1: no column {', '.join(missing)}; expected at least {','.join(columns)}"
                 raise ConfigError(msg)
             yield from ((reader.line_num, row) for row in reader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         msg = f"{path} cannot be read: {error}; expected a CSV file"
         raise ConfigError(msg) from None
 

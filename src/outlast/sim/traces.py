@@ -15,6 +15,7 @@ import numpy as np
 from outlast._errors import ConfigError
 from outlast.policy.capacity import TICK_S, Ints
 
+_MOST_DIGITS = 9
 COLUMNS = ["time_utc", "zone", "nodes_available"]
 GAP_S = 1800.0
 """Where nothing was seen for longer than this, a trace is split: what was there meanwhile is not known."""
@@ -80,7 +81,7 @@ def _read(path: Path) -> dict[str, _Rows]:
     try:
         with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
             return _parse(path, csv.reader(file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         msg = f"{path} cannot be read: {error}; expected a CSV file {','.join(COLUMNS)}, gzipped if its name ends in .gz"
         raise ConfigError(msg) from None
 
@@ -124,8 +125,10 @@ def _time_s(path: Path, number: int, found: str) -> float:
 
 
 def _nodes(path: Path, number: int, found: str) -> int:
-    if not found.isascii() or not found.isdigit():
-        msg = f"{path}, line {number}: nodes_available is {found!r}; expected a whole number of at least 0"
+    if not found.isascii() or not found.isdigit() or len(found) > _MOST_DIGITS:
+        msg = (
+            f"{path}, line {number}: nodes_available is {found[:40]!r}; expected a whole number of at least 0"
+        )
         raise ConfigError(msg)
     return int(found)
 
