@@ -75,23 +75,23 @@ def test_on_a_store_that_becomes_ten_times_slower_saves_come_back_to_back_and_th
     auto: Lab,
 ) -> None:
     """Then it says what the limit really is; the saves that follow come at the new interval. (Status reads past the slow way.)"""
-    with bucket(auto.folder / "bucket", 4e6) as place:
+    with bucket(auto.folder / "bucket", 1e7) as place:
         throttle = place.throttle
         assert throttle is not None
         auto.env.update(place.env)
-        script = auto.source(SCRIPT, OUTLAST_STORE=place.url, OUTLAST_MAX_LOST_WORK="6s")
+        script = auto.source(SCRIPT, OUTLAST_STORE=place.url, OUTLAST_MAX_LOST_WORK="3s")
         before = tuned(
             lambda: said(auto, str(place.folder / "run")), lambda now: now["bound"] == "max-lost-work"
         )
-        assert before["worst_s"] <= 6.3
-        throttle._bytes_per_s = 4e5
+        assert before["worst_s"] <= 3.15
+        throttle._bytes_per_s = 1e6
         after = tuned(
             lambda: said(auto, str(place.folder / "run")),
-            lambda now: now["bound"] == "back-to-back" and now["seconds"] > 6,
+            lambda now: now["bound"] == "back-to-back" and now["seconds"] > 3.5,
         )
         assert after["seconds"] == pytest.approx(after["upload_s"], rel=0.1)
         text = script.says("saves run back to back, and an interruption without a notice can cost up to")
-        assert "too long for a max_lost_work of 6 s" in text
+        assert "too long for a max_lost_work of 3 s" in text
 
 
 def tuned(

@@ -41,7 +41,7 @@ class Clients:
     """Clients of one bucket, which differ in how long a request may stand still, and in who repeats it.
 
     `once_*` do not repeat a failed request (a lost answer to a create must be known); `whole` reads a large object in
-    one request, which may last.
+    one request, which may last. `enduring` sends a body over a line that needs nearly all of the patience for it.
     """
 
     prefix: str
@@ -50,6 +50,8 @@ class Clients:
     once_quick: ObjectStore
     once_patient: ObjectStore
     whole: ObjectStore
+    enduring: ObjectStore
+    once_enduring: ObjectStore
 
     def at(self, number: int) -> ObjectStore:
         """The client for try `number` of an operation."""
@@ -58,6 +60,14 @@ class Clients:
     def once_at(self, number: int) -> ObjectStore:
         """The client for try `number` of an operation that it must not repeat by itself."""
         return self.once_patient if number else self.once_quick
+
+    def sending(self, slowness: int) -> ObjectStore:
+        """The client for bodies on a line that is not slow (0), slow (1), or very slow (2)."""
+        return (self.quick, self.patient, self.enduring)[slowness]
+
+    def once_sending(self, slowness: int) -> ObjectStore:
+        """The same, of those that repeat nothing by themselves."""
+        return (self.once_quick, self.once_patient, self.once_enduring)[slowness]
 
 
 def connect(url: str, patience: Patience) -> Clients:
@@ -112,6 +122,8 @@ def connect(url: str, patience: Patience) -> Clients:
             once_quick=client(patience.quick_s, never),
             once_patient=client(patience.request_s, never),
             whole=client(patience.request_s, repeat, _LONGEST_S),
+            enduring=client(patience.total_s, repeat),
+            once_enduring=client(patience.total_s, never),
         )
     except (BaseError, ValueError) as error:
         msg = f"{url!r}: the settings in the environment are not usable: {brief(error)}{cloud.hint}"

@@ -99,26 +99,27 @@ class RemoteStore:
         views = [part.cast("B") for part in parts]
         path, nbytes = self._path(key), sum(map(len, views))
 
-        def whole(is_slow: bool) -> None:
+        def whole(slowness: int) -> None:
             # Not repeated by the client itself: a body that is too much for the line would be sent in vain again and again.
-            client = self._clients.once_at(int(is_slow))
+            client = self._clients.once_sending(slowness)
             obstore.put(client, path, b"".join(views), use_multipart=False)
 
-        def in_pieces(is_slow: bool) -> None:
-            piece_bytes = _SLOW_PIECE_BYTES if is_slow else _PIECE_BYTES
+        def in_pieces(slowness: int) -> None:
+            piece_bytes = _SLOW_PIECE_BYTES if slowness else _PIECE_BYTES
             obstore.put(
-                self._clients.at(int(is_slow)),
+                self._clients.sending(slowness),
                 path,
                 _pieces(views, piece_bytes),
                 use_multipart=True,
                 chunk_size=piece_bytes,
-                max_concurrency=_SLOW_IN_FLIGHT if is_slow else _IN_FLIGHT,
+                max_concurrency=_SLOW_IN_FLIGHT if slowness else _IN_FLIGHT,
             )
 
         if nbytes <= _PIECE_BYTES:
-            self._upload(key, nbytes, nbytes, whole)
+            self._upload(key, nbytes, (nbytes, nbytes), whole)
         else:
-            self._upload(key, nbytes, min(nbytes, _PIECE_BYTES * _IN_FLIGHT), in_pieces)
+            in_flight = _PIECE_BYTES * _IN_FLIGHT, _SLOW_PIECE_BYTES * _SLOW_IN_FLIGHT
+            self._upload(key, nbytes, in_flight, in_pieces)
 
     def get(self, key: str) -> bytes:
         """Return a whole small object."""
@@ -217,20 +218,28 @@ class RemoteStore:
             self.delete([key])
         return honours
 
-    def _upload(self, key: str, nbytes: int, in_flight_bytes: int, send: Callable[[bool], None]) -> None:
-        """Call `send` until it succeeds, in the slow manner from the second try on, and from the first on a line known to be slow.
+    def _upload(self, key: str, nbytes: int, in_flight: tuple[int, int], send: Callable[[int], None]) -> None:
+        """Call `send` until it succeeds, for a slower line from try to try, and from the first on for one that is known to be slow.
 
-        An answer comes when a body has arrived, so a line that carries too little looks like a store that hangs.
+        An answer comes when a body has arrived, so a line that carries too little looks like a store that hangs; and what was
+        sent in vain may still be on its way when the next try begins.
+
+        Args:
+            key: of the object.
+            nbytes: its size.
+            in_flight: bytes that `send` has on their way at once, on a line that is not slow and on one that is.
+            send: sends all of it, over a line of a slowness (0 to 2).
         """
 
         def upload(number: int) -> None:
-            least_bytes_per_s = _LEAST_HASTE * in_flight_bytes / self._patience.quick_s
-            is_slow = number > 0 or self._bytes_per_s < least_bytes_per_s
+            fast_s, slow_s = (_LEAST_HASTE * min(each, nbytes) / self._bytes_per_s for each in in_flight)
+            known = 0 if fast_s <= self._patience.quick_s else 1 if slow_s <= self._patience.request_s else 2
+            slowness = max(min(number, 2), known)
             began_s = time.monotonic()
-            send(is_slow)
-            self._bytes_per_s = nbytes / (time.monotonic() - began_s) if is_slow else math.inf
+            send(slowness)
+            self._bytes_per_s = nbytes / (time.monotonic() - began_s) if slowness else math.inf
 
-        persist(self._patience, self._name(key), upload, tries=2)
+        persist(self._patience, self._name(key), upload, tries=3)
 
     def _put(self, key: str, data: bytes) -> None:
         path = self._path(key)
