@@ -119,9 +119,8 @@ def compare(pieces: Sequence[Piece], setup: Setup, names: Sequence[str] = POLICI
     in_time = [
         np.where(done.finish_s <= setup.job.deadline_s, done.cost_usd, np.inf) for done in outcomes.values()
     ]
-    best = np.minimum.reduce(
-        [solved, own, *in_time]
-    )  # what is interpolated may lie above what somebody has paid
+    # What is interpolated may lie above what somebody has paid.
+    best = np.minimum.reduce([solved, own, *in_time])
     shown = np.concatenate([b.is_available[:, :, :-1].any(axis=2) for b in batches])
     return Compared(outcomes, best, own, tuple(left_out), shown, len(batches[0].market.pools) - 1)
 
