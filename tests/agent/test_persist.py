@@ -269,6 +269,27 @@ def test_the_older_save_is_finished_where_the_machine_goes_before_the_newer_coul
     assert one.answer(urgent).checkpoint == id_of(2).name
 
 
+def test_a_save_that_has_only_begun_is_given_up_where_those_before_were_fast_enough_for_the_newer(saver):
+    """How slowly it began does not tell: the newer state fits by what saves have taken so far, and goes first."""
+    store, begun = MemoryStore(), threading.Event()
+
+    def slow(operation, key):
+        if operation == "write" and "000000000001-" in key:
+            time.sleep(0.05)  # a rate of 80 KB/s
+            if len([k for k in store.objects if k.startswith("segments/")]) >= 2:
+                begun.set()
+
+    store._before = slow
+    one = saver(store)
+    one.persister.precede([(100.0, 200_000_000)])
+    one.page[Word.DEADLINE_NS] = time.monotonic_ns() + 3_000_000_000
+    first = one.submit(1, state_of(1, {"base": 200_000}))
+    assert begun.wait(30)
+    urgent = one.submit(2, state_of(2, {"base": 2_000_000}), reason=Reason.EMERGENCY)
+    assert one.answer(first).checkpoint is None
+    assert one.answer(urgent).checkpoint == id_of(2).name
+
+
 def test_the_strongest_goes_first(saver):
     """An emergency save does not wait behind one that a user asked for; both become durable."""
     gate = Gate()

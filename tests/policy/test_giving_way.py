@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import pytest
 
-from outlast.policy.giving_way import gives_way
+from outlast.policy.giving_way import gives_way, rate
 
 
 @pytest.mark.parametrize(
-    ("left", "following", "rate", "deadline", "way"),
+    ("left", "following", "bytes_per_s", "deadline", "way"),
     [
         (100, 100, 10, None, True),  # no deadline: the newer state first
         (100, 100, 0, 5, True),  # nothing is written yet: nothing is lost
-        (100, 100, 10, 31, False),  # both fit, with a margin
-        (100, 100, 10, 29, True),  # the newer fits, both might not
+        (
+            100,
+            100,
+            10,
+            99,
+            True,
+        ),  # there is time for both, and the newer would wait as long again for the older
+        (10, 100, 10, 17, False),  # what is left is little, and both fit, with a margin
+        (10, 100, 10, 16, True),  # the newer fits, both might not
         (10, 100, 10, 9, False),  # the newer cannot be durable: finish what is under way
     ],
 )
-def test_the_newer_state_goes_first_unless_both_fit_or_it_cannot_be_durable(
-    left, following, rate, deadline, way
+def test_the_newer_state_goes_first_unless_little_is_left_or_it_cannot_be_durable(
+    left, following, bytes_per_s, deadline, way
 ):
     """Times in seconds, bytes and bytes per second are made up; the borders are those of the rule."""
-    assert gives_way(left_bytes=left, next_bytes=following, bytes_per_s=rate, deadline_s=deadline) is way
+    assert (
+        gives_way(left_bytes=left, next_bytes=following, bytes_per_s=bytes_per_s, deadline_s=deadline) is way
+    )
+
+
+@pytest.mark.parametrize(
+    ("done", "took", "usual_s", "expected"),
+    [
+        (1, 1.0, None, 1.0),  # nothing was saved before
+        (1, 1.0, 8.0, 50.0),  # it has only begun: those before tell
+        (100, 1.0, 8.0, 100.0),  # and it is faster already
+        (4, 4.0, 8.0, 1.0),  # half of their time has passed, and it is slow
+    ],
+)
+def test_what_a_save_has_written_at_first_does_not_tell_how_fast_it_is(done, took, usual_s, expected):
+    """An interval save was under way as a notice came, slow as it began: the newer state was thought not to fit, and was not saved."""
+    usual = 50.0 if usual_s is not None else 0.0
+    assert rate(done_bytes=done, took_s=took, usual_bytes_per_s=usual, usual_s=usual_s) == expected

@@ -29,7 +29,7 @@ from outlast.checkpoint.manifest import (
 )
 from outlast.checkpoint.writer import NotTheLiveState, Retake, Written
 from outlast.checkpoint.writing import Abandoned, Pace
-from outlast.policy.giving_way import gives_way
+from outlast.policy.giving_way import gives_way, rate
 from outlast.snapshot.arena import Arena
 from outlast.store.base import Store
 
@@ -345,10 +345,16 @@ class Persister:
         if not waiting:
             return False
         deadline_ns = self._look(Word.DEADLINE_NS)
+        usual = self._meter.measured()
         return gives_way(
             left_bytes=max(copied(task.snapshot) - done_bytes, 0),
             next_bytes=copied(max(waiting, key=urgency).snapshot),
-            bytes_per_s=done_bytes / max(took_s, 1e-9),
+            bytes_per_s=rate(
+                done_bytes=done_bytes,
+                took_s=took_s,
+                usual_bytes_per_s=usual.bytes_per_s,
+                usual_s=usual.save_s,
+            ),
             deadline_s=deadline_ns / 1e9 - time.monotonic() if deadline_ns else None,
         )
 

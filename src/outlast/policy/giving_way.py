@@ -6,20 +6,41 @@ MARGIN = 1.5
 """Seconds allowed per second reckoned: the rate so far is that of a save with low priority on a busy machine."""
 
 
+LITTLE = 0.1
+"""Of the newer one's bytes: what is left of the older is written first where it is less than this, and there is time for both."""
+
+
 def gives_way(*, left_bytes: int, next_bytes: int, bytes_per_s: float, deadline_s: float | None) -> bool:
     """Decide for an interval save with `left_bytes` to go, while a stronger one of `next_bytes` waits.
 
-    The newer state is worth more, so it goes first, but for two cases: there is time for both; or there is no time for the
-    newer one, and the older is all that can still become durable.
+    The newer state is worth more, so it goes first, but for two cases: what is left is little, and there is time for both; or
+    there is no time for the newer one, and the older is all that can still become durable.
 
     Args:
         left_bytes: what the save that is being written may still have to write.
         next_bytes: what the one that waits may have to write.
-        bytes_per_s: the rate so far; 0 while nothing is written.
+        bytes_per_s: from now on (`rate`); 0 where nothing is known.
         deadline_s: how long this machine still lives; None where nobody says.
     """
     if deadline_s is None or bytes_per_s <= 0:
         return True
     both_fit = MARGIN * (left_bytes + next_bytes) / bytes_per_s <= deadline_s
     next_fits = next_bytes / bytes_per_s <= deadline_s
-    return next_fits and not both_fit
+    return next_fits and not (both_fit and left_bytes <= LITTLE * next_bytes)
+
+
+def rate(*, done_bytes: int, took_s: float, usual_bytes_per_s: float, usual_s: float | None) -> float:
+    """Bytes per second that a save can be expected to go at, which has written `done_bytes` in `took_s` seconds.
+
+    Its beginning tells little: it has a low priority, and what is in the air does not count yet. Until half of the time that a save
+    has taken so far is over, it is believed to be no slower than those.
+
+    Args:
+        done_bytes: of it that are durable.
+        took_s: since it began.
+        usual_bytes_per_s: of the saves before; 0 where there are none.
+        usual_s: what they took; None where there are none.
+    """
+    so_far = done_bytes / max(took_s, 1e-9)
+    is_beginning = usual_s is not None and took_s < usual_s / 2
+    return max(so_far, usual_bytes_per_s) if is_beginning else so_far
