@@ -12,6 +12,7 @@ import pytest
 
 from field.torchless import Trainer, events
 from launch import Lab, agent_of, alive, children, eventually, history, pids
+from outlast.agent.control import Word
 
 Belongings = set[tuple[str, str]]
 """Memory files by inode, and sockets by abstract name: what tells a lab's from those of tests beside it."""
@@ -194,3 +195,20 @@ def test_metrics_that_only_the_killed_agent_had_are_in_the_ledger_once(
     eventually("a new agent is there", lambda: training.agent != first.pid)
     training.close()
     assert logged() == [1, 2, 3]
+
+
+def test_an_attempt_is_as_old_under_a_new_agent_as_it_was(trainer: Callable[..., Trainer]) -> None:
+    """How long it has lived is what the hazard is reckoned from: its agent's death is no preemption."""
+    training = trainer()
+    first, page = training.link._own_agent, training.link.page
+    assert first is not None
+    assert page is not None
+    begun_ns = page[Word.BEGUN_NS]
+    assert begun_ns > 0
+    first.kill()
+    first.wait()
+    eventually("a new agent is there", lambda: training.agent != first.pid)
+    assert training.link.page is not None
+    assert training.link.page is not page
+    assert training.link.page[Word.BEGUN_NS] == begun_ns
+    training.close()

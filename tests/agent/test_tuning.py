@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,6 +116,14 @@ def test_a_share_of_the_run_grows_with_it_and_is_one_of_an_hour_at_first(told: T
     assert told.noted[-1]["max_lost_s"] == pytest.approx(0.01 * SHORT_RUN_S)
     told.tuning.know(History(trained_s=100 * 3600.0), preemptible=None)
     assert told.noted[-1]["max_lost_s"] == pytest.approx(3600.0, rel=0.01)
+
+
+def test_an_attempt_is_as_old_as_its_trainer_says(told: Told) -> None:
+    """An agent that takes over for one that was killed has seen nothing of it."""
+    told.page[Word.BEGUN_NS] = time.monotonic_ns() - 3600 * 10**9
+    told.save(upload_s=5.0, pause_s=0.5)
+    assert told.noted[-1]["seen_s"] == pytest.approx(3600.0, abs=60.0)
+    assert told.tuning.stop() == pytest.approx(3600.0, abs=60.0)
 
 
 @pytest.mark.parametrize("told", [None], indirect=True)

@@ -28,6 +28,8 @@ class Word(IntEnum):
     """Agent: how many emergency saves it asked for that the trainer does not leave after."""
     INTERVAL_NS = 6
     """Agent: seconds of training between two saves, in nanoseconds; 0 while it does not know better than the trainer."""
+    BEGUN_NS = 7
+    """Trainer: when its first agent claimed this attempt; 0 until it knows."""
     BATCHES = 8
     """Trainer: batches asked for in this attempt."""
     STEPS = 9

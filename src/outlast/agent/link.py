@@ -60,7 +60,14 @@ _ANSWERS_KEPT = 16
 """Answers that somebody may still ask for; at most two snapshots are under way at a time."""
 
 
-_OF_THE_TRAINER = (Word.BATCHES, Word.STEPS, Word.SAFE_POINT_NS, Word.SAFE_POINT_BATCHES, Word.PHASE)
+_OF_THE_TRAINER = (
+    Word.BEGUN_NS,
+    Word.BATCHES,
+    Word.STEPS,
+    Word.SAFE_POINT_NS,
+    Word.SAFE_POINT_BATCHES,
+    Word.PHASE,
+)
 """Words of the page that the trainer writes."""
 Copy: TypeAlias = Callable[[Filled, Arena | None, Callable[[Taken], None]], None]
 """Begins to copy a batch to where it belongs; gets the arena that the agent lends, if it does, and whom to tell the end."""
@@ -148,6 +155,7 @@ class Link:
                     case Welcome():
                         self.welcome = message
                         self.page = ControlPage(Arena(fds[0]))
+                        self.page[Word.BEGUN_NS] = time.monotonic_ns()
                         threading.Thread(target=self._listen, name="outlast-link", daemon=True).start()
                         return None
                     case _:

@@ -111,7 +111,7 @@ class Tuning:
         self._prior_s = PRIOR_S[None]
         self._pauses_s: deque[float] = deque(maxlen=PAUSES_KEPT)
         self._began: tuple[int, int] | None = None
-        self._started_s = time.monotonic()
+        self._made_ns, self._life_s = time.monotonic_ns(), 0.0
         self._is_over = self._told = False
         self.now: Interval | None = None
         self.root: Store | None = None
@@ -134,8 +134,9 @@ class Tuning:
     def stop(self) -> float:
         """The page is about to go; for how long this attempt has lived."""
         with self._lock:
-            self._is_over = True
-        return time.monotonic() - self._started_s
+            if not self._is_over:
+                self._is_over, self._life_s = True, self._lived_s()
+            return self._life_s
 
     @property
     def interval_s(self) -> float | None:
@@ -146,7 +147,7 @@ class Tuning:
     def _tune(self) -> None:
         if self._max_lost is None or self._is_over:
             return
-        lived_s = time.monotonic() - self._started_s
+        lived_s = self._lived_s()
         limit_s = _limit_s(self._max_lost, self._history.trained_s + lived_s)
         costs = self._costs(limit_s)
         if costs is None:
@@ -183,6 +184,10 @@ class Tuning:
             pool=self._pool,
         )
         self._tell(now, upload_s, limit_s)
+
+    def _lived_s(self) -> float:
+        """Since this attempt began, under the agents before this one as well."""
+        return (time.monotonic_ns() - (self._page[Word.BEGUN_NS] or self._made_ns)) / 1e9
 
     def _costs(self, limit_s: float) -> Costs | None:
         """As measured here; before a save was, as in the attempt before.
