@@ -146,6 +146,20 @@ def test_the_simulator_does_what_a_controller_does():
             assert done_s == pytest.approx(outcome.finish_s[0])
 
 
+def test_a_far_deadline_takes_no_more_memory_and_is_still_waited_for():
+    """A job of an hour with 30 days: its tables end long before that, and it waits for spot that comes on the 20th day."""
+    job = Job(3600.0, 30 * 86400.0, 3 * MIN)
+    policy = plan(job, MARKET, MODELS)
+    assert policy.values is not None
+    assert policy.values.usd.nbytes < 100e6
+    ticks = int(job.deadline_s / TICK_S)
+    shown = np.ones((1, ticks, 2), dtype=bool)
+    shown[:, : 20 * 144, 0] = False
+    done = replay(policy, job, MARKET, shown)
+    assert done.cost_usd == pytest.approx([0.3 * (3600 + 3 * MIN) / 3600])
+    assert done.finish_s == pytest.approx([20 * 86400 + 3600 + 3 * MIN])
+
+
 def test_many_jobs_at_once_are_decided_as_each_alone():
     """What the simulator replays is what a controller of one job asks."""
     rng = np.random.default_rng(5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from outlast.policy.capacity import (
 )
 from outlast.policy.spot_value import IDLE, OWN, SPOT, Values, place, prices, solve, warming
 
+_ROOMY, _ROOMY_S = 10.0, 72 * 3600.0
+"""A deadline further away than so many times the work, and so long, changes no choice, and tables of months would take gigabytes."""
 _INDEPENDENT, _ELSEWHERE = 3, 0.9
 """Zones go and come together more than chance would have it: no more than so many count as independent of each other, and that another
 one is there when one is lost is never surer than this."""
@@ -64,6 +66,7 @@ class ExpectedCost:
         ticks = int(now.time_left_s // TICK_S)
         if self.values is None or ticks < 1:
             return np.full(len(now.held), backstop, dtype=np.int64)
+        ticks = min(ticks, len(self.values.usd) - 1)
         look = _Look(self, self.values, now, seen, ticks)
         choices = [*self.market.spot, backstop, WAIT]
         usd = [look.spot(pool) for pool in self.market.spot] + [look.own(backstop), look.wait()]
@@ -91,7 +94,9 @@ def plan(job: Job, market: Market, models: Floats) -> ExpectedCost:
         joint = np.array([_any_of(model, len(spot)) for model in models])
         elsewhere = np.array([_elsewhere(model, len(spot)) for model in models])
         cost = prices(market.pools[_cheapest(market)], own)
-        values = solve(joint, job, cost, own.steps_per_s, elsewhere)
+        roomy_s = max(_ROOMY * job.steps / own.steps_per_s, _ROOMY_S) + job.overhead_s
+        near = replace(job, deadline_s=min(job.deadline_s, roomy_s))
+        values = solve(joint, near, cost, own.steps_per_s, elsewhere)
     return ExpectedCost(job, market, models, values, stays_s, market.move_usd(job.checkpoint_bytes))
 
 
