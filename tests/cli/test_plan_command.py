@@ -18,6 +18,7 @@ from outlast._errors import ConfigError
 from outlast._types import Capacity
 from outlast.agent.protocol import Hello
 from outlast.cli._plan_given import Flags, given
+from outlast.cli._plan_run import measured
 from outlast.cli.plan import app
 from outlast.sim.generate import generate, write
 
@@ -309,7 +310,7 @@ def test_a_run_says_what_its_saves_wrote_and_how_fast(tmp_path, capsys, monkeypa
     trainer = Trainer(f"file://{tmp_path}/run")
     trainer.join()
     for step in (1, 2):
-        trainer.save_and_wait(step, bytes([step]) * 200_000)
+        trainer.save_and_wait(step, bytes(39_999_999) + bytes([step]))
     trainer.close("finished")
     saves = [record for record in events(tmp_path / "run") if record["kind"] == "save" and record["seconds"]]
     slowest = max(saves, key=lambda save: save["seconds"])
@@ -317,6 +318,8 @@ def test_a_run_says_what_its_saves_wrote_and_how_fast(tmp_path, capsys, monkeypa
     out = planned(capsys, "--json", "--run", url, state=None, rate=None, spot=None, on_demand=None)
     found = json.loads(out)
     assert found["emergency_save"]["needs_s"] == pytest.approx(slowest["seconds"])
+    assert measured(url).whole_bytes == 40_000_000
+    assert saves[-1]["bytes_written"] < 30_000_000
     assert found["prices"]["spot"]["usd"] == 1.25
     assert found["prices"]["on_demand"]["usd"] == 4.5
     assert found["prices"]["spot"]["source"] == "the run's ledger, from a price list"

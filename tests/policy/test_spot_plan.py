@@ -65,6 +65,24 @@ def test_the_terms_add_up_to_what_is_saved():
     assert usd["requests"] == pytest.approx(saves * (math.ceil(14e9 / 2**23) + 4) / 1000 * 0.005)
 
 
+def test_what_a_save_need_not_write_is_moved_and_kept_all_the_same():
+    """Frozen parameters are written once: a new machine reads them, the store holds them, the emergency save has less to do."""
+    prices = replace(PRICES, egress_per_gb=Price(0.02), storage_per_gb_month=Price(0.023))
+    counted = count(replace(JOB, whole_bytes=140 * 10**9), prices, RISK, steady)
+    alone = count(JOB, prices, RISK, steady)
+    assert counted.egress_usd == pytest.approx(10 * alone.egress_usd)
+    assert counted.storage_usd == pytest.approx(10 * alone.storage_usd)
+    assert (counted.fit, counted.interval, counted.requests_usd) == (
+        alone.fit,
+        alone.interval,
+        alone.requests_usd,
+    )
+    job = replace(JOB, whole_bytes=140 * 10**9)
+    said = {term.name: term for term in terms(job, prices, RISK, counted)}
+    assert said["egress"].value == pytest.approx(counted.egress_usd)
+    assert "140 GB" in said["egress"].numbers
+
+
 def test_break_even_is_the_spot_price_at_which_nothing_is_saved():
     """As long as spot does as much of the work."""
     counted = count(JOB, PRICES, RISK, steady)

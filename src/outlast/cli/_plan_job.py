@@ -61,6 +61,7 @@ def job_of(said: Given, found: Measured) -> Job:
         is_elastic=bool(flags.elastic),
         runs=_count(said, "runs"),
         engineering_usd=_price(said, "engineering", NOTHING).usd,
+        whole_bytes=found.whole_bytes if flags.state is None else None,
     )
 
 

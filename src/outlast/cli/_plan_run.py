@@ -27,6 +27,7 @@ class Measured:
     """What is known of a run; None where its ledger does not say."""
 
     state_bytes: int | None = None
+    whole_bytes: int | None = None
     bytes_per_s: float | None = None
     pause_s: float | None = None
     restart_s: float | None = None
@@ -54,6 +55,7 @@ def measured(run: str) -> Measured:
     spot, on_demand = _prices([record for record in records if record is not None])
     return Measured(
         state_bytes=wrote,
+        whole_bytes=_whole(events),
         bytes_per_s=wrote / took_s if wrote and took_s else None,
         pause_s=_number(tuned, "pause_s"),
         restart_s=_restart_s([record for record in records if record is not None], events),
@@ -65,6 +67,12 @@ def measured(run: str) -> Measured:
         spot=spot,
         on_demand=on_demand,
     )
+
+
+def _whole(events: Sequence[Mapping[str, Any]]) -> int | None:
+    """What the newest checkpoint holds, what it refers to included."""
+    found = next((event.get("bytes") for event in reversed(events) if event.get("kind") == "save"), None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _last(events: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:

@@ -33,7 +33,6 @@ PIECE_BYTES = 8 << 20
 SMALL_PUTS = 4
 ROWS: tuple[tuple[str, float], ...] = (("minutes", 300.0), ("tens of minutes", 1800.0), ("hours", 10_800.0))
 """The intervals that people choose between."""
-_GB = 1e9
 _MONTH_H = 730.0
 _HOUR_S = 3600.0
 
@@ -139,7 +138,7 @@ def count(job: Job, prices: Prices, risk: Risk, ask: Ask) -> Counted:
         job.work_s + saves * job.pause_s + reforms_s, job.deadline_s, job.start_s + lost_s, machines, per_hour
     )
     forecast = ask(question) if question.work_s + question.overhead_s <= job.deadline_s else _never(question)
-    gb = job.state_bytes / _GB
+    gb = job.whole_gb
     puts = saves * (math.ceil(job.state_bytes / PIECE_BYTES) + SMALL_PUTS)
     return Counted(
         interval=found,

@@ -69,6 +69,8 @@ class Job:
         is_elastic: unless it goes on with those that are left.
         runs: over which the effort is spread.
         engineering_usd: the one-time effort of making it ready for spot.
+        whole_bytes: what a checkpoint holds, and a new machine reads; None: what a save writes. More where frozen parameters are
+            written once.
     """
 
     work_s: float
@@ -84,6 +86,7 @@ class Job:
     is_elastic: bool = False
     runs: int = 1
     engineering_usd: float = 0.0
+    whole_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("work_s", "deadline_s", "state_bytes", "bytes_per_s", "max_lost_s", "nodes", "runs"):
@@ -102,6 +105,11 @@ class Job:
     def start_s(self) -> float:
         """From asking for a machine until steps are made."""
         return self.provisioning_s + self.restart_s
+
+    @property
+    def whole_gb(self) -> float:
+        """What a checkpoint holds, in GB."""
+        return max(self.whole_bytes or 0, self.state_bytes) / 1e9
 
     @property
     def upload_s(self) -> float:

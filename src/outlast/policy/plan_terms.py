@@ -30,7 +30,7 @@ class Term:
 def terms(job: Job, prices: Prices, risk: Risk, counted: Counted) -> list[Term]:
     """All terms, in the order in which they are reckoned; those in USD from `machines` on are what spot costs."""
     n, spot, own = job.nodes, prices.spot.usd, prices.on_demand.usd
-    work_h, start_h, gb = job.work_s / 3600, job.start_s / 3600, job.state_bytes / 1e9
+    work_h, start_h, gb = job.work_s / 3600, job.start_s / 3600, job.whole_gb
     f, every_s = counted.forecast, counted.interval.seconds
     saves, restarts = job.work_s / every_s, f.starts - 1
     seconds = (every_s + job.pause_s) / 2 + job.upload_s
