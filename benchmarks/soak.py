@@ -164,8 +164,11 @@ def conduct(plan: list[Drill], folder: Path, results: Path, for_s: float) -> Non
 def carry_out(drill: Drill, folder: Path, results: Path) -> None:
     """One drill; its report is one line of the results, whatever it says."""
     tempfile.tempdir = str(folder.resolve())
-    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    found = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True, check=False)
+    # What is written here is no change of what is drilled.
+    as_committed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!*.jsonl"], check=False)
+    commit = found.stdout.strip() + ("-dirty" if as_committed.returncode else "")
     began = time.time()
     report = drill_bundled(replace(drill.options, undisturbed=folder / drill.reference))
     line = {

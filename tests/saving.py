@@ -173,7 +173,7 @@ class MemoryStore:
             msg = f"{key}: other bytes are there already"
             raise ObjectDamaged(msg)
 
-    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+    def write(self, key: str, parts: Sequence[memoryview], *, is_wanted=None) -> None:
         self._note("write", key)
         self.objects[key] = b"".join(parts)
 

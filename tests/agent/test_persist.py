@@ -18,6 +18,7 @@ from outlast.agent.bases import FullEvery
 from outlast.agent.control import Word
 from outlast.checkpoint import writer, writing
 from outlast.checkpoint.manifest import parse_checkpoint_name
+from outlast.store.base import Unwanted
 from saving import MemoryStore, id_of, restore, resume, state_of
 
 SIZES = {"base": 3000, "head": 500}
@@ -232,6 +233,31 @@ def test_an_interval_save_is_given_up_for_one_that_somebody_waits_for(saver, rea
         <= writing.WRITE_THREADS
     )
     assert resume(store)[1] == state_of(2, SIZES)
+
+
+def test_what_is_on_its_way_of_an_interval_save_is_cut_off_for_an_emergency(saver):
+    """A slow line has a quarter of a gigabyte on its way: nobody waits until it has arrived."""
+
+    class SlowLine(MemoryStore):
+        reached = threading.Event()
+
+        def write(self, key, parts, *, is_wanted=None):
+            if is_wanted is None:
+                super().write(key, parts)
+                return
+            self.reached.set()
+            while is_wanted():
+                time.sleep(0.01)
+            raise Unwanted
+
+    store = SlowLine()
+    one = saver(store)
+    slow = one.submit(1, state_of(1, {"base": 20_000}))
+    assert store.reached.wait(30)
+    urgent = one.submit(2, state_of(2, SIZES), reason=Reason.EMERGENCY)
+    assert one.answer(slow).checkpoint is None
+    assert one.answer(urgent).checkpoint == id_of(2).name
+    assert [key for key in store.objects if key.startswith("segments/00001-aaaa/000000000001-")] == []
 
 
 def test_an_interval_save_is_finished_before_the_next_one(saver):

@@ -65,7 +65,7 @@ schedules = st.lists(st.one_of(changes, changes, saves, saves, st.just("attempt"
 class WrittenOnce(MemoryStore):
     """Where no object is ever written again with other bytes, whoever writes."""
 
-    def write(self, key, parts):
+    def write(self, key, parts, *, is_wanted=None):
         assert self.objects.get(key, data := b"".join(parts)) == data
         super().write(key, [data])
 

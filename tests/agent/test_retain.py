@@ -88,7 +88,7 @@ def test_saves_that_follow_each_other_at_once_do_not_outrun_it(retaining):
     worst = 0
 
     class Watched(Deleting):
-        def write(self, key, parts):
+        def write(self, key, parts, *, is_wanted=None):
             nonlocal worst
             super().write(key, parts)
             worst = max(worst, stored(self))

@@ -28,7 +28,7 @@ class CountingStore(MemoryStore):
         super().put(key, data)
         self.after()
 
-    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+    def write(self, key: str, parts: Sequence[memoryview], *, is_wanted=None) -> None:
         super().write(key, parts)
         self.after()
 

@@ -62,7 +62,7 @@ def test_segments_manifest_commit(small):
 def test_nothing_is_copied(small, monkeypatch):
     """The store is handed views of the arena itself, page by page as they lie there."""
     handed = []
-    monkeypatch.setattr(MemoryStore, "write", lambda self, key, parts: handed.append(parts))
+    monkeypatch.setattr(MemoryStore, "write", lambda self, key, parts, **_: handed.append(parts))
     boxes, arena = lay_out(
         [flat(n, d) for n, d in state_of(1, {"a": 10, "b": 3 * PAGE, "c": 9 * PAGE}).items()]
     )

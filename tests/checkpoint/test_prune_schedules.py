@@ -113,7 +113,7 @@ class ActorsStore(MemoryStore):
         super().put(key, data)
         self._after()
 
-    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+    def write(self, key: str, parts: Sequence[memoryview], *, is_wanted=None) -> None:
         super().write(key, parts)
         self._after()
 

@@ -14,6 +14,7 @@ from outlast import _errors as errors
 from outlast.drill.throttle import throttled
 from outlast.store import remote
 from outlast.store._client import Patience
+from outlast.store.base import Unwanted
 from outlast.store.remote import RemoteStore
 from servers import Fault, faulty_proxy
 
@@ -112,6 +113,37 @@ def test_a_line_that_is_too_slow_for_a_first_try_carries_the_next_upload_once(
         store.write("segments/y.bin", [memoryview(data)])
         assert line.passed_bytes - before < 1.1 * len(data)
         assert store.get("segments/y.bin") == store.get(KEY) == data
+
+
+@pytest.mark.parametrize("data", [LARGE, LARGE[: 7 * MIB]], ids=["in parts", "whole"])
+def test_a_write_that_is_not_wanted_any_more_leaves_the_line_to_others_at_once(
+    moto, prefix, monkeypatch, data
+):
+    """It ends in the midst of a request; nothing appears, nobody reads its memory any more, and the next one is carried alone."""
+    address = urlsplit(moto.endpoint)
+    with throttled((address.hostname, address.port), 2e6) as line:
+        server = dataclasses.replace(moto, endpoint=f"http://127.0.0.1:{line.port}")
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        store = RemoteStore(server.url(prefix), patience=Patience(total_s=240))
+        memory = bytearray(data)
+        with pytest.raises(Unwanted):
+            store.write(KEY, [memoryview(memory)], is_wanted=lambda: line.passed_bytes < MIB)
+        memory.extend(b"nobody holds it")
+        store.write("segments/y.bin", [memoryview(data[:MIB])])
+        assert line.passed_bytes < 6 * MIB
+        assert [info.key for info in store.list("segments")] == ["segments/y.bin"]
+
+
+def test_a_write_that_stays_wanted_fails_as_any_other_does(proxied):
+    """What a store says while somebody asks whether it is wanted is what is raised."""
+    proxy, url = proxied
+    proxy.plan(Fault(403, FOR_EVER, "POST .*uploads", body="<Code>AccessDenied</Code>"))
+    with pytest.raises(errors.StoreDenied):
+        RemoteStore(url).write(KEY, [memoryview(LARGE)], is_wanted=lambda: True)
+    proxy.plan()
+    RemoteStore(url).write(KEY, [memoryview(LARGE)], is_wanted=lambda: True)
+    assert read(RemoteStore(url)) == LARGE
 
 
 def test_a_line_that_is_no_longer_slow_is_loaded_in_full_again(proxied):

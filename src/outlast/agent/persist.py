@@ -325,19 +325,21 @@ class Persister:
         started = time.monotonic()
         sizes: list[int] = []
 
+        def is_given_up() -> bool:
+            return self._stopped or self._gives_way(task, sum(sizes), time.monotonic() - started)
+
         def is_abandoned() -> bool:
             if is_lowered and self._rushed:
                 self._again = True  # by other threads: those that were lowered stay so
-            return (
-                self._stopped or self._again or self._gives_way(task, sum(sizes), time.monotonic() - started)
-            )
+            return self._again or is_given_up()
 
         def wrote(nbytes: int) -> None:
             sizes.append(nbytes)
             self._meter.wrote(nbytes)
 
         begin = lower_this_thread if is_lowered else (lambda: None)
-        return Pace(begin_thread=begin, is_abandoned=is_abandoned, wrote=wrote)
+        is_wanted = (lambda: not is_given_up()) if can_wait(task) else None
+        return Pace(begin_thread=begin, is_abandoned=is_abandoned, is_wanted=is_wanted, wrote=wrote)
 
     def _gives_way(self, task: Task, done_bytes: int, took_s: float) -> bool:
         with self._changed:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from outlast.checkpoint.packing import Segment
-from outlast.store.base import Store
+from outlast.store.base import Store, Unwanted
 
 WRITE_THREADS = 4
 """Segments written at a time. On an idle machine two keep a disk busy; with all cores busy four get their turn sooner (2 GB
@@ -26,11 +26,13 @@ class Pace:
     Attributes:
         begin_thread: called first in each of them.
         is_abandoned: asked before each segment; True gives the save up.
+        is_wanted: asked while segments are on their way over a line; False gives the save up, and what is on its way. None: it is.
         wrote: told the size of each segment that is durable.
     """
 
     begin_thread: Callable[[], None] = lambda: None
     is_abandoned: Callable[[], bool] = lambda: False
+    is_wanted: Callable[[], bool] | None = None
     wrote: Callable[[int], None] = lambda _: None
 
 
@@ -76,7 +78,11 @@ class Writing:
             self._error = Abandoned()
             return
         try:
-            self._store.write(segment.key, [self._arena[start:stop] for start, stop in segment.parts])
+            parts = [self._arena[start:stop] for start, stop in segment.parts]
+            self._store.write(segment.key, parts, is_wanted=self._pace.is_wanted)
+        except Unwanted:
+            self._error = Abandoned()
+            return
         except BaseException as error:  # it is raised where the save waits
             self._error = error
             return

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Coroutine, Iterator
 
 _AT_ONCE_BYTES = 64 * 1024
+_WINDOW_BYTES = 256 * 1024
+"""What a sender may be ahead of the way, by connection: this machine's own buffers would hold megabytes that no line has carried."""
 _START_S = 10.0
 
 
@@ -29,7 +32,9 @@ class Throttle:
 
     async def serve(self, ready: threading.Event, closing: asyncio.Event) -> None:
         """Listen until `closing` is set."""
-        server = await asyncio.start_server(self._pass, "127.0.0.1", 0, limit=_AT_ONCE_BYTES)
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WINDOW_BYTES)
+        server = await asyncio.start_server(self._pass, sock=listener, limit=_AT_ONCE_BYTES)
         self.port = server.sockets[0].getsockname()[1]
         ready.set()
         await closing.wait()

@@ -10,7 +10,7 @@ else; each message names the store and the key. Transient faults are retried ins
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,10 @@ class ObjectInfo:
 
     key: str
     size_bytes: int
+
+
+class Unwanted(Exception):
+    """A write was given up by who had asked for it: its object does not appear, and nobody reads its parts any more."""
 
 
 class Store(Protocol):
@@ -48,8 +52,13 @@ class Store(Protocol):
     def put(self, key: str, data: bytes) -> None:
         """Put a small object whole. The same bytes again are harmless; `ObjectDamaged` if other bytes are there."""
 
-    def write(self, key: str, parts: Sequence[memoryview]) -> None:
-        """Write one large object: the parts, in order, without joining them in memory."""
+    def write(
+        self, key: str, parts: Sequence[memoryview], *, is_wanted: Callable[[], bool] | None = None
+    ) -> None:
+        """Write one large object: the parts, in order, without joining them in memory.
+
+        Over a line, `is_wanted` is asked meanwhile, several times a second; once it says False, the write ends with `Unwanted`.
+        """
 
     def get(self, key: str) -> bytes:
         """Return a whole small object."""

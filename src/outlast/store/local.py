@@ -13,7 +13,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from outlast._errors import ObjectDamaged, ObjectMissing, StoreDenied, StoreError, StoreFull, StoreUnavailable
@@ -76,7 +76,13 @@ class LocalStore:
             msg = f"{self._name(key)}: other bytes are there already; what is saved is never changed"
             raise ObjectDamaged(msg)
 
-    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+    def write(
+        self,
+        key: str,
+        parts: Sequence[memoryview],
+        *,
+        is_wanted: Callable[[], bool] | None = None,  # noqa: ARG002 - a disk is done before it would be asked
+    ) -> None:
         """Write one large object; what an earlier write left under the key is replaced."""
         while not self._place(key, parts):
             with self._errors(key), contextlib.suppress(FileNotFoundError), self._folder(key) as folder:

@@ -18,6 +18,7 @@ from outlast.store._client import Patience, Result, persist
 from outlast.store._clouds import connect
 from outlast.store._faults import status_of
 from outlast.store._keys import check_key, folder_of, is_key
+from outlast.store._sending import put
 from outlast.store.base import ObjectInfo
 
 _PIECE_BYTES = 8 << 20
@@ -89,11 +90,13 @@ class RemoteStore:
             msg = f"{self._name(key)}: other bytes are there already; what is saved is never changed"
             raise ObjectDamaged(msg)
 
-    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+    def write(
+        self, key: str, parts: Sequence[memoryview], *, is_wanted: Callable[[], bool] | None = None
+    ) -> None:
         """Write one large object, in several requests at once; what an earlier write left there is replaced.
 
-        It appears whole, when the last request is done. A write that is killed leaves parts that no listing shows:
-        let a lifecycle rule of the bucket abort incomplete multipart uploads.
+        It appears whole, when the last request is done. A write that is killed, or not wanted any more, leaves parts that no
+        listing shows: let a lifecycle rule of the bucket abort incomplete multipart uploads.
         """
         check_key(self._url, key)
         views = [part.cast("B") for part in parts]
@@ -102,14 +105,15 @@ class RemoteStore:
         def whole(slowness: int) -> None:
             # Not repeated by the client itself: a body that is too much for the line would be sent in vain again and again.
             client = self._clients.once_sending(slowness)
-            obstore.put(client, path, b"".join(views), use_multipart=False)
+            put(client, path, b"".join(views), is_wanted, use_multipart=False)
 
         def in_pieces(slowness: int) -> None:
             piece_bytes = _SLOW_PIECE_BYTES if slowness else _PIECE_BYTES
-            obstore.put(
+            put(
                 self._clients.sending(slowness),
                 path,
                 _pieces(views, piece_bytes),
+                is_wanted,
                 use_multipart=True,
                 chunk_size=piece_bytes,
                 max_concurrency=_SLOW_IN_FLIGHT if slowness else _IN_FLIGHT,
