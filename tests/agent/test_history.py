@@ -117,6 +117,14 @@ def test_what_is_damaged_of_a_pool_is_left_out(past: Past) -> None:
     assert past.learn(1).spells == (Spell(10.0, "saved"),)
 
 
+def test_a_share_of_the_run_is_of_all_its_attempts_not_of_those_that_are_read(past: Past) -> None:
+    """Of thirty attempts the last twelve are read; each wrote down what was before it."""
+    for number in range(1, 31):
+        before_s = past.learn(number).trained_s
+        past.attempt(number, ("interval", {"trained_before_s": before_s}))
+    assert past.learn(31).trained_s == 30 * 100.0
+
+
 def test_what_saves_cost_is_that_of_the_last_attempt_that_measured_any(past: Past) -> None:
     figures = {"pause_s": 0.5, "upload_s": 5.0, "step_s": 0.1}
     past.attempt(1, ("interval", {**figures, "upload_s": 9.0}), ("interval", figures))

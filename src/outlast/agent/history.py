@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +29,7 @@ class History:
 
     Attributes:
         spells: of this machine's pool, in the order in which they began.
-        trained_s: how long the run's earlier attempts lived, as far as they were read.
+        trained_s: how long the run's earlier attempts lived: those that were read, and before them what the first of those knew.
         costs: of the saves of the last attempt that measured any.
     """
 
@@ -53,7 +54,7 @@ def learn(store: Store, record: AttemptRecord, rank: int, root: Store | None) ->
             continue
         events = _last_events(store, attempt, rank)
         spell = spell_of(attempt, events)
-        trained_s += spell.seconds
+        trained_s = max(trained_s, _known_before_s(events)) + spell.seconds
         costs = _costs(events) or costs
         if attempt.capacity is not None and attempt.capacity.pool == pool:
             spells.append((attempt.claimed_utc, spell))
@@ -78,6 +79,12 @@ def spell_of(attempt: AttemptRecord, events: Sequence[Mapping[str, Json]]) -> Sp
 def _last_events(store: Store, attempt: AttemptRecord, rank: int) -> list[dict[str, Json]]:
     keys = [info.key for info in store.list(events_folder(attempt.attempt, attempt.nonce, rank))]
     return [event for _, events in read_each(store, keys[-PARTS_READ:]) for event in events]
+
+
+def _known_before_s(events: Sequence[Mapping[str, Json]]) -> float:
+    """How long the run had lived before this attempt, as it wrote down itself."""
+    found = [event.get("trained_before_s") for event in events if event.get("kind") == "interval"]
+    return max((float(s) for s in found if isinstance(s, int | float) and 0 <= s < math.inf), default=0.0)
 
 
 def _costs(events: Sequence[Mapping[str, Json]]) -> Costs | None:

@@ -177,6 +177,7 @@ class Tuning:
             upload_s=round(upload_s, 3),
             step_s=round(costs.step_s, 6),
             max_lost_s=round(limit_s, 3),
+            trained_before_s=round(self._history.trained_s, 3),
             mean_s=round(1 / known.per_s, 1),
             recall=round(known.recall, 3),
             interruptions=known.counted,
