@@ -167,6 +167,7 @@ def test_a_fast_machine_keeps_a_deadline_that_a_slow_one_cannot(two_types, tmp_p
         ("a,nan,4", "line 2: spot_usd_per_hour is 'nan'"),
         ("a,1,", "line 2: on_demand_usd_per_hour is ''"),
         ("a,1,4\na,1,4", "line 3: location a is there twice"),
+        ("a,1,4\n a ,1,4", "line 3: location a is there twice"),
         ("a,1,4,0", "line 2: speed is '0'; expected a speed above 0"),
     ],
 )

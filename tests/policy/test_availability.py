@@ -11,6 +11,7 @@ from outlast.policy.availability import (
     RANGES,
     UP,
     age_range,
+    candidates,
     chain,
     count_stays,
     hazards,
@@ -64,6 +65,23 @@ def test_the_zone_that_is_watched_is_recognised():
             seen = watch(seen, here[:, None], models)
         believed.append(weights(seen)[:, 0].mean(axis=0)[true])
     assert min(believed) > 0.5, believed
+
+
+@pytest.mark.parametrize(("up", "down"), [(2.0, 2.0), (0.5, 0.5), (2.0, 0.5)])
+def test_a_zone_unlike_all_that_were_measured_is_recognised(up, down):
+    """One whose machines go, or come back, twice or half as often as those of all zones together: its likes are believed most."""
+    stays = [known.stays for known in known_zones(["zone-of-nobody"])]
+    models = candidates(stays)
+    assert len(models) == len(stays) + 9
+    pooled = sum(s.ends for s in stays) / sum(s.ticks for s in stays)
+    odds = pooled / (1 - pooled) * np.array([[up], [down]])
+    model = odds / (1 + odds)
+    nearest = int(np.abs(models - model).sum(axis=(1, 2)).argmin())
+    seen = None
+    for here in drawn(model, 40, 600, np.random.default_rng(1)).T:
+        seen = watch(seen, here[:, None], models)
+    assert nearest >= len(stays)
+    assert weights(seen)[:, 0].mean(axis=0).argmax() == nearest
 
 
 def test_a_zones_own_row_is_never_what_it_is_planned_with():

@@ -72,6 +72,8 @@ def test_windows_are_evenly_spaced_and_none_crosses_a_gap():
         (rows((0, "a", -1)), "line 2: nodes_available is '-1'"),
         (rows((0, "a", "nan")), "line 2: nodes_available is 'nan'"),
         (rows((0, "", 1)), "line 2: zone is empty"),
+        (rows((0, "  ", 1)), "line 2: zone is empty"),
+        (rows((10, "a", 1), (10, " a ", 1)), "line 3: time_utc .* of zone a is there twice"),
         (HEAD + "yesterday,a,1\n", "line 2: time_utc is 'yesterday'"),
         (HEAD + "2026-01-31T00:00:00Z,a\n", "line 2: found 2 columns"),
     ],

@@ -1,12 +1,13 @@
 """How likely spot is to go, or to come back, in the next tick, by how long it has been as it is. Pure.
 
 In measured traces the hazard of both falls with age, from a third in the first ten minutes to a hundredth after a day, and zones differ.
-So each known zone is one model: a hazard for each range of ages, up and down. A new zone is a mixture of them, weighed by how well each
-explains what has been seen of it so far.
+So each known zone is one model: a hazard for each range of ages, up and down. A new zone is a mixture of them, and of what else it may be
+like, weighed by how well each explains what has been seen of it so far.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ RANGES = len(AGE_EDGES) + 1
 UP, DOWN = 0, 1
 _SHRINK_TICKS = 60.0
 """How many ticks of all zones together each range of one zone counts as having seen."""
+_FACTORS = (0.5, 1.0, 2.0)
+"""How much likelier than in all zones together a change may be in a zone that was never seen, in odds."""
 _PRIOR_ENDS, _PRIOR_TICKS = 0.5, 5.0
 """What every range has seen before any trace: so that no hazard is 0 or 1."""
 
@@ -71,10 +74,27 @@ def count_stays(series: Iterable[Bools]) -> Stays:
 
 def hazards(zones: Sequence[Stays]) -> Floats:
     """Return one model per zone, each drawn a little towards all of them together: [zones, 2, RANGES], per tick."""
+    pooled = _pooled(zones)
+    return np.array([(zone.ends + _SHRINK_TICKS * pooled) / (zone.ticks + _SHRINK_TICKS) for zone in zones])
+
+
+def candidates(zones: Sequence[Stays]) -> Floats:
+    """Return what a zone that was never seen may be like: [zones + 9, 2, RANGES], per tick.
+
+    Like each of those that were, or like all of them together with the odds of going and of coming back halved, as they are, or
+    doubled: there are few known zones, and a new one is seldom quite like any.
+    """
+    pooled = _pooled(zones)
+    odds = pooled / (1 - pooled)
+    changed = [odds * np.array([[up], [down]]) for up, down in itertools.product(_FACTORS, repeat=2)]
+    return np.concatenate([hazards(zones), [each / (1 + each) for each in changed]])
+
+
+def _pooled(zones: Sequence[Stays]) -> Floats:
+    """All zones together."""
     ends = sum((zone.ends for zone in zones), np.zeros((2, RANGES)))
     ticks = sum((zone.ticks for zone in zones), np.zeros((2, RANGES)))
-    pooled = (ends + _PRIOR_ENDS) / (ticks + _PRIOR_TICKS)
-    return np.array([(zone.ends + _SHRINK_TICKS * pooled) / (zone.ticks + _SHRINK_TICKS) for zone in zones])
+    return np.asarray((ends + _PRIOR_ENDS) / (ticks + _PRIOR_TICKS))
 
 
 def watch(seen: Seen | None, is_up: Bools, models: Floats) -> Seen:

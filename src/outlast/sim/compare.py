@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from outlast._errors import ConfigError
-from outlast.policy.availability import hazards
+from outlast.policy.availability import candidates
 from outlast.policy.baselines import GreedySpot, OnDemandOnly, UniformProgress
 from outlast.policy.capacity import TICK_S, Bools, Floats, Ints, Job, Market, Policy, Pool
 from outlast.policy.expected_cost import plan
@@ -145,7 +145,7 @@ def _each(pieces: Sequence[Piece], setup: Setup, ticks: int) -> tuple[list[_Batc
         market = _market([zones], setup, named=False)
         known = known_zones(zones)
         key = (market.pools, tuple(k.zone for k in known))
-        described[key] = market, hazards([k.stays for k in known])
+        described[key] = market, candidates([k.stays for k in known])
         groups.setdefault(key, []).append(_is_there(chosen, [zones], zones, setup.nodes))
     return [_Batch(*described[key], np.concatenate(parts)) for key, parts in groups.items()], left_out
 
@@ -157,7 +157,7 @@ def _joint(pieces: Sequence[Piece], setup: Setup, ticks: int) -> tuple[list[_Bat
     if chosen is None:
         return [], zones
     groups = _groups(pieces, setup.spread)
-    models = hazards([k.stays for k in known_zones(zones)])
+    models = candidates([k.stays for k in known_zones(zones)])
     return [
         _Batch(_market(groups, setup, named=True), models, _is_there(chosen, groups, zones, setup.nodes))
     ], []

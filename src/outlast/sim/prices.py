@@ -74,7 +74,11 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
             if missing:
                 msg = f"{path}, line 1: no column {', '.join(missing)}; expected at least {','.join(columns)}"
                 raise ConfigError(msg)
-            yield from ((reader.line_num, row) for row in reader)
+            for row in reader:
+                yield (
+                    reader.line_num,
+                    {name: value.strip() if isinstance(value, str) else value for name, value in row.items()},
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         msg = f"{path} cannot be read: {error}; expected a CSV file"
         raise ConfigError(msg) from None

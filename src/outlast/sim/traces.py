@@ -98,7 +98,7 @@ def _parse(path: Path, lines: Iterable[list[str]]) -> dict[str, _Rows]:
         if len(row) != len(COLUMNS):
             msg = f"{path}, line {number}: found {len(row)} columns; expected {len(COLUMNS)}: {','.join(COLUMNS)}"
             raise ConfigError(msg)
-        time_s, zone, nodes = _time_s(path, number, row[0]), row[1], _nodes(path, number, row[2])
+        time_s, zone, nodes = _time_s(path, number, row[0]), row[1].strip(), _nodes(path, number, row[2])
         if not zone:
             msg = f"{path}, line {number}: zone is empty; expected its name"
             raise ConfigError(msg)
