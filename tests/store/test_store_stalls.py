@@ -115,6 +115,26 @@ def test_a_line_that_is_too_slow_for_a_first_try_carries_the_next_upload_once(
         assert store.get("segments/y.bin") == store.get(KEY) == data
 
 
+def test_no_more_parts_are_on_their_way_than_the_line_carries_before_a_first_try_is_cut_off(
+    moto, prefix, monkeypatch
+):
+    """Else each would be sent twice where several segments are written at a time: a save of 1 GB sent 1.4 at 75 MB/s."""
+    address = urlsplit(moto.endpoint)
+    with throttled((address.hostname, address.port), 9e6) as line:
+        server = dataclasses.replace(moto, endpoint=f"http://127.0.0.1:{line.port}")
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        store = RemoteStore(server.url(prefix), patience=Patience(total_s=80))
+        assert store._parts_at_once == 4  # nothing is known of it
+        store.write(KEY, [memoryview(LARGE)])
+        assert 1 <= store._parts_at_once <= 3  # of 8 MiB, in half of 6.7 s
+    for name, value in moto.env.items():
+        monkeypatch.setenv(name, value)
+    fast = RemoteStore(moto.url(prefix), patience=Patience(total_s=80))
+    fast.write("segments/z.bin", [memoryview(LARGE)])
+    assert fast._parts_at_once > 4
+
+
 @pytest.mark.parametrize("data", [LARGE, LARGE[: 7 * MIB]], ids=["in parts", "whole"])
 def test_a_write_that_is_not_wanted_any_more_leaves_the_line_to_others_at_once(
     moto, prefix, monkeypatch, data

@@ -28,8 +28,11 @@ _IN_FLIGHT = 8
 _SLOW_PIECE_BYTES = 5 << 20
 """The smallest part that S3 takes, for the later tries over a line that was too slow for the first."""
 _SLOW_IN_FLIGHT = 2
+_UNKNOWN_IN_FLIGHT = 4
+"""Before the line was measured: a few segments are written at a time, and with all their parts on the way at once a line of 60 MB/s
+needs longer for each of them than a first try may take."""
 _LEAST_HASTE = 2
-"""The fast manner is for a line that carries what is in flight in this part of the time after which a first try is cut off."""
+"""What is in flight is what the line carries in this part of the time after which a first try is cut off."""
 _BLOCK_BYTES = 1 << 20
 """A download is handed on in blocks of this size; larger and smaller ones cost more time (measured 64 KiB to 8 MiB)."""
 _DELETED_AT_ONCE = 1000
@@ -116,13 +119,13 @@ class RemoteStore:
                 is_wanted,
                 use_multipart=True,
                 chunk_size=piece_bytes,
-                max_concurrency=_SLOW_IN_FLIGHT if slowness else _IN_FLIGHT,
+                max_concurrency=_SLOW_IN_FLIGHT if slowness else max(self._parts_at_once, _SLOW_IN_FLIGHT),
             )
 
         if nbytes <= _PIECE_BYTES:
             self._upload(key, nbytes, (nbytes, nbytes), whole)
         else:
-            in_flight = _PIECE_BYTES * _IN_FLIGHT, _SLOW_PIECE_BYTES * _SLOW_IN_FLIGHT
+            in_flight = _PIECE_BYTES * _SLOW_IN_FLIGHT, _SLOW_PIECE_BYTES * _SLOW_IN_FLIGHT
             self._upload(key, nbytes, in_flight, in_pieces)
 
     def get(self, key: str) -> bytes:
@@ -231,7 +234,7 @@ class RemoteStore:
         Args:
             key: of the object.
             nbytes: its size.
-            in_flight: bytes that `send` has on their way at once, on a line that is not slow and on one that is.
+            in_flight: bytes that `send` has on their way at once at the least, on a line that is not slow and on one that is.
             send: sends all of it, over a line of a slowness (0 to 2).
         """
 
@@ -241,9 +244,17 @@ class RemoteStore:
             slowness = max(min(number, 2), known)
             began_s = time.monotonic()
             send(slowness)
-            self._bytes_per_s = nbytes / (time.monotonic() - began_s) if slowness else math.inf
+            if slowness or nbytes > _PIECE_BYTES:
+                self._bytes_per_s = nbytes / (time.monotonic() - began_s)
 
         persist(self._patience, self._name(key), upload, tries=3)
+
+    @property
+    def _parts_at_once(self) -> int:
+        """Of each upload on a line that is not slow, so that none of them takes long enough to be cut off and sent in vain."""
+        if self._bytes_per_s == math.inf:
+            return _UNKNOWN_IN_FLIGHT
+        return min(int(self._bytes_per_s * self._patience.quick_s / _LEAST_HASTE / _PIECE_BYTES), _IN_FLIGHT)
 
     def _put(self, key: str, data: bytes) -> None:
         path = self._path(key)
