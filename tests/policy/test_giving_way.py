@@ -12,13 +12,7 @@ from outlast.policy.giving_way import gives_way, rate
     [
         (100, 100, 10, None, True),  # no deadline: the newer state first
         (100, 100, 0, 5, True),  # nothing is written yet: nothing is lost
-        (
-            100,
-            100,
-            10,
-            99,
-            True,
-        ),  # there is time for both, and the newer would wait as long again for the older
+        (100, 100, 10, 99, True),  # both fit, and the newer would wait as long again for the older
         (10, 100, 10, 17, False),  # what is left is little, and both fit, with a margin
         (10, 100, 10, 16, True),  # the newer fits, both might not
         (10, 100, 10, 9, False),  # the newer cannot be durable: finish what is under way
@@ -28,9 +22,15 @@ def test_the_newer_state_goes_first_unless_little_is_left_or_it_cannot_be_durabl
     left, following, bytes_per_s, deadline, way
 ):
     """Times in seconds, bytes and bytes per second are made up; the borders are those of the rule."""
-    assert (
-        gives_way(left_bytes=left, next_bytes=following, bytes_per_s=bytes_per_s, deadline_s=deadline) is way
-    )
+    facts = {"left_bytes": left, "next_bytes": following, "bytes_per_s": bytes_per_s, "deadline_s": deadline}
+    assert gives_way(**facts, is_interval=True) is way
+
+
+@pytest.mark.parametrize(("deadline", "way"), [(31, False), (29, True), (9, False)])
+def test_an_emergency_save_is_finished_before_a_newer_one_where_both_fit(deadline, way):
+    """It is a few steps older at the most, and durable sooner."""
+    facts = {"left_bytes": 100, "next_bytes": 100, "bytes_per_s": 10, "deadline_s": deadline}
+    assert gives_way(**facts, is_interval=False) is way
 
 
 @pytest.mark.parametrize(

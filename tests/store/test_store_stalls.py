@@ -127,10 +127,12 @@ def test_no_more_parts_are_on_their_way_than_the_line_carries_before_a_first_try
         store = RemoteStore(server.url(prefix), patience=Patience(total_s=80))
         assert store._parts_at_once == 4  # nothing is known of it
         store.write(KEY, [memoryview(LARGE)])
-        assert 1 <= store._parts_at_once <= 3  # of 8 MiB, in half of 6.7 s
+        assert (
+            store._parts_at_once <= 1
+        )  # one of 8 MiB of each of four uploads, in a third of 6.7 s, takes 15 MB/s
     for name, value in moto.env.items():
         monkeypatch.setenv(name, value)
-    fast = RemoteStore(moto.url(prefix), patience=Patience(total_s=80))
+    fast = RemoteStore(moto.url(prefix), patience=Patience(total_s=240))
     fast.write("segments/z.bin", [memoryview(LARGE)])
     assert fast._parts_at_once > 4
 

@@ -358,6 +358,7 @@ class Persister:
                 usual_s=usual.save_s,
             ),
             deadline_s=deadline_ns / 1e9 - time.monotonic() if deadline_ns else None,
+            is_interval=can_wait(task),
         )
 
     def _note_save(

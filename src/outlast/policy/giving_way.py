@@ -7,16 +7,19 @@ MARGIN = 1.5
 
 
 LITTLE = 0.1
-"""Of the newer one's bytes: what is left of the older is written first where it is less than this, and there is time for both."""
+"""Of the newer one's bytes: what is left of an interval save is written first where it is less than this, and there is time for both."""
 
 
-def gives_way(*, left_bytes: int, next_bytes: int, bytes_per_s: float, deadline_s: float | None) -> bool:
-    """Decide for an interval save with `left_bytes` to go, while a stronger one of `next_bytes` waits.
+def gives_way(
+    *, left_bytes: int, next_bytes: int, bytes_per_s: float, deadline_s: float | None, is_interval: bool
+) -> bool:
+    """Decide for a save with `left_bytes` to go, while a stronger or newer one of `next_bytes` waits.
 
-    The newer state is worth more, so it goes first, but for two cases: what is left is little, and there is time for both; or
-    there is no time for the newer one, and the older is all that can still become durable.
+    The newer state is worth more, so it goes first, but for two cases: there is time for both, and what is written is an emergency
+    save, or little is left of it; or there is no time for the newer one, and the older is all that can still become durable.
 
     Args:
+        is_interval: nobody waits for the one that is being written; else it is an emergency save, a few steps older.
         left_bytes: what the save that is being written may still have to write.
         next_bytes: what the one that waits may have to write.
         bytes_per_s: from now on (`rate`); 0 where nothing is known.
@@ -26,7 +29,8 @@ def gives_way(*, left_bytes: int, next_bytes: int, bytes_per_s: float, deadline_
         return True
     both_fit = MARGIN * (left_bytes + next_bytes) / bytes_per_s <= deadline_s
     next_fits = next_bytes / bytes_per_s <= deadline_s
-    return next_fits and not (both_fit and left_bytes <= LITTLE * next_bytes)
+    ends_soon = not is_interval or left_bytes <= LITTLE * next_bytes
+    return next_fits and not (both_fit and ends_soon)
 
 
 def rate(*, done_bytes: int, took_s: float, usual_bytes_per_s: float, usual_s: float | None) -> float:

@@ -7,6 +7,7 @@ import math
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,8 +32,11 @@ _SLOW_IN_FLIGHT = 2
 _UNKNOWN_IN_FLIGHT = 4
 """Before the line was measured: a few segments are written at a time, and with all their parts on the way at once a line of 60 MB/s
 needs longer for each of them than a first try may take."""
-_LEAST_HASTE = 2
+_ARRIVED_KEPT = 4 * _IN_FLIGHT
+_LEAST_HASTE = 3
 """What is in flight is what the line carries in this part of the time after which a first try is cut off."""
+_UPLOADS = 4
+"""So many go on at a time where a save is written (`checkpoint/writing.py`), and share the line."""
 _BLOCK_BYTES = 1 << 20
 """A download is handed on in blocks of this size; larger and smaller ones cost more time (measured 64 KiB to 8 MiB)."""
 _DELETED_AT_ONCE = 1000
@@ -55,6 +59,7 @@ class RemoteStore:
         self._probing = threading.Lock()
         self._serves_ranges: bool | None = None
         self._bytes_per_s = math.inf
+        self._arrived: deque[tuple[float, int]] = deque(maxlen=_ARRIVED_KEPT)
 
     @property
     def url(self) -> str:
@@ -126,7 +131,7 @@ class RemoteStore:
             self._upload(key, nbytes, (nbytes, nbytes), whole)
         else:
             in_flight = _PIECE_BYTES * _SLOW_IN_FLIGHT, _SLOW_PIECE_BYTES * _SLOW_IN_FLIGHT
-            self._upload(key, nbytes, in_flight, in_pieces)
+            self._upload(key, nbytes, (_UPLOADS * in_flight[0], _UPLOADS * in_flight[1]), in_pieces)
 
     def get(self, key: str) -> bytes:
         """Return a whole small object."""
@@ -234,18 +239,23 @@ class RemoteStore:
         Args:
             key: of the object.
             nbytes: its size.
-            in_flight: bytes that `send` has on their way at once at the least, on a line that is not slow and on one that is.
+            in_flight: bytes on their way at once at the least, beside other uploads, on a line that is not slow and on one that is.
             send: sends all of it, over a line of a slowness (0 to 2).
         """
 
         def upload(number: int) -> None:
-            fast_s, slow_s = (_LEAST_HASTE * min(each, nbytes) / self._bytes_per_s for each in in_flight)
+            fast_s, slow_s = (_LEAST_HASTE * each / self._bytes_per_s for each in in_flight)
             known = 0 if fast_s <= self._patience.quick_s else 1 if slow_s <= self._patience.request_s else 2
             slowness = max(min(number, 2), known)
             began_s = time.monotonic()
             send(slowness)
-            if slowness or nbytes > _PIECE_BYTES:
-                self._bytes_per_s = nbytes / (time.monotonic() - began_s)
+            now = time.monotonic()
+            self._arrived.append((now, nbytes))
+            if (
+                slowness or nbytes > _PIECE_BYTES
+            ):  # a small one that was fast enough tells of the store, not of the line
+                with_others = sum(size for at_s, size in list(self._arrived) if at_s > began_s)
+                self._bytes_per_s = with_others / (now - began_s)
 
         persist(self._patience, self._name(key), upload, tries=3)
 
@@ -254,7 +264,8 @@ class RemoteStore:
         """Of each upload on a line that is not slow, so that none of them takes long enough to be cut off and sent in vain."""
         if self._bytes_per_s == math.inf:
             return _UNKNOWN_IN_FLIGHT
-        return min(int(self._bytes_per_s * self._patience.quick_s / _LEAST_HASTE / _PIECE_BYTES), _IN_FLIGHT)
+        carried_bytes = self._bytes_per_s * self._patience.quick_s / _LEAST_HASTE
+        return min(int(carried_bytes / (_UPLOADS * _PIECE_BYTES)), _IN_FLIGHT)
 
     def _put(self, key: str, data: bytes) -> None:
         path = self._path(key)
