@@ -260,6 +260,70 @@ def test_what_is_on_its_way_of_an_interval_save_is_cut_off_for_an_emergency(save
     assert [key for key in store.objects if key.startswith("segments/00001-aaaa/000000000001-")] == []
 
 
+@pytest.mark.parametrize("usual", [[(0.2, 4000)], []], ids=["slow saves before", "none before"])
+def test_what_is_on_its_way_is_not_cut_off_where_the_newer_one_is_not_known_to_fit(saver, usual):
+    """All segments of a small state are on their way at once, and none has arrived yet: that is no rate of 0."""
+
+    class SlowLine(MemoryStore):
+        reached = threading.Event()
+        cut = 0
+
+        def write(self, key, parts, *, is_wanted=None):
+            self.reached.set()
+            for _ in range(50 if is_wanted is not None else 0):
+                if not is_wanted():
+                    self.cut += 1
+                    raise Unwanted
+                time.sleep(0.01)
+            super().write(key, parts)
+
+    store = SlowLine()
+    one = saver(store)
+    one.persister.precede(usual)
+    one.page[Word.DEADLINE_NS] = time.monotonic_ns() + 3_000_000_000
+    first = one.submit(1, state_of(1, {"base": 7000}))
+    assert store.reached.wait(30)
+    urgent = one.submit(2, state_of(2, {"base": 700_000}), reason=Reason.EMERGENCY)
+    assert one.answer(first).checkpoint == id_of(1).name
+    assert store.cut == 0
+    assert one.answer(urgent).checkpoint == id_of(2).name
+
+
+def test_once_it_is_given_up_all_of_its_threads_hear_the_same(saver):
+    """Else one cut it off, and the others carried theirs to the end for nothing."""
+    gate = Gate()
+    one = saver(MemoryStore(gate))
+    gate.close()
+    slow = one.take(1, state_of(1, {"base": 20_000}))
+    one.persister.submit(slow)
+    assert gate.reached.wait(30)
+    pace = one.persister._pace(slow)
+    assert pace.is_wanted is not None
+    assert pace.is_wanted()
+    urgent = one.submit(2, state_of(2, SIZES), reason=Reason.EMERGENCY)
+    assert not pace.is_wanted()
+    one.page[Word.DEADLINE_NS] = time.monotonic_ns() + 1  # and now the newer one does not fit any more
+    assert not pace.is_wanted()
+    gate.open()
+    one.answer(slow.snapshot.number)
+    one.answer(urgent)
+
+
+def test_an_emergency_save_is_not_given_up_for_one_of_the_same_step(saver):
+    """At the end of an epoch several follow each other, the same but for the tail."""
+    gate = Gate()
+    store = MemoryStore(gate)
+    one = saver(store)
+    gate.close()
+    one.page[Word.DEADLINE_NS] = time.monotonic_ns() + 60_000_000_000
+    first = one.submit(20, state_of(1, {"base": 20_000}), reason=Reason.EMERGENCY)
+    assert gate.reached.wait(30)
+    second = one.submit(20, state_of(2, SIZES), reason=Reason.EMERGENCY)
+    gate.open()
+    assert one.answer(first).checkpoint == id_of(20).name
+    assert one.answer(second).checkpoint == id_of(20, repeat=1).name
+
+
 def test_an_interval_save_is_finished_before_the_next_one(saver):
     """It may be all that is complete: an interval save waits for another."""
     gate = Gate()

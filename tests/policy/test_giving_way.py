@@ -23,14 +23,23 @@ def test_the_newer_state_goes_first_unless_little_is_left_or_it_cannot_be_durabl
 ):
     """Times in seconds, bytes and bytes per second are made up; the borders are those of the rule."""
     facts = {"left_bytes": left, "next_bytes": following, "bytes_per_s": bytes_per_s, "deadline_s": deadline}
-    assert gives_way(**facts, is_interval=True) is way
+    assert gives_way(**facts, is_interval=True, steps_newer=0) is way
 
 
-@pytest.mark.parametrize(("deadline", "way"), [(31, False), (29, True), (9, False)])
-def test_an_emergency_save_is_finished_before_a_newer_one_where_both_fit(deadline, way):
-    """It is a few steps older at the most, and durable sooner."""
+@pytest.mark.parametrize(
+    ("steps", "deadline", "way"),
+    [
+        (2, 31, False),  # both fit, and what is written is durable sooner
+        (2, 29, True),  # one of the two does, and the newer is worth more
+        (2, 9, False),  # the newer does not
+        (1, 29, False),  # a step is not worth what has been written
+        (0, None, False),  # nor is the end of an epoch, whose tail is run again
+    ],
+)
+def test_an_emergency_save_gives_way_to_one_that_is_steps_newer_where_only_one_fits(steps, deadline, way):
+    """Three saves of one step followed each other at the end of an epoch, each given up for the next, and none was durable."""
     facts = {"left_bytes": 100, "next_bytes": 100, "bytes_per_s": 10, "deadline_s": deadline}
-    assert gives_way(**facts, is_interval=False) is way
+    assert gives_way(**facts, is_interval=False, steps_newer=steps) is way
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,7 @@ def test_an_emergency_save_is_finished_before_a_newer_one_where_both_fit(deadlin
         (1, 1.0, 8.0, 50.0),  # it has only begun: those before tell
         (100, 1.0, 8.0, 100.0),  # and it is faster already
         (4, 4.0, 8.0, 1.0),  # half of their time has passed, and it is slow
+        (0, 7.0, 8.0, 50.0),  # nothing has arrived yet, all of it is on its way
     ],
 )
 def test_what_a_save_has_written_at_first_does_not_tell_how_fast_it_is(done, took, usual_s, expected):

@@ -125,16 +125,23 @@ def test_no_more_parts_are_on_their_way_than_the_line_carries_before_a_first_try
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         store = RemoteStore(server.url(prefix), patience=Patience(total_s=80))
-        assert store._parts_at_once == 4  # nothing is known of it
+        assert store._parts_at_once(4) == 4  # nothing is known of it
         store.write(KEY, [memoryview(LARGE)])
         assert (
-            store._parts_at_once <= 1
-        )  # one of 8 MiB of each of four uploads, in a third of 6.7 s, takes 15 MB/s
+            store._parts_at_once(4) == 2
+        )  # 9 MB/s for a quarter of 6.7 s are less than one of 8 MiB of each of four uploads
     for name, value in moto.env.items():
         monkeypatch.setenv(name, value)
     fast = RemoteStore(moto.url(prefix), patience=Patience(total_s=240))
     fast.write("segments/z.bin", [memoryview(LARGE)])
-    assert fast._parts_at_once > 4
+    assert fast._parts_at_once(1) > 4
+
+
+def test_a_line_is_not_believed_to_carry_what_had_arrived_before():
+    """The last segment of a save is short, and three others end with it: of them counts what came meanwhile."""
+    others = [remote._Arrived(0.0, 10.0, 64 * MIB)] * 3
+    last = remote._Arrived(9.5, 10.0, 4 * MIB)
+    assert remote._rate_since(9.5, [*others, last]) == pytest.approx((3 * 3.2 + 4) * MIB / 0.5)
 
 
 @pytest.mark.parametrize("data", [LARGE, LARGE[: 7 * MIB]], ids=["in parts", "whole"])

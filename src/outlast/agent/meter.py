@@ -75,6 +75,12 @@ class Meter:
                 self._last.append((time.monotonic() - self._begun_s, self._written_bytes))
             self._begun_s = None
 
+    def usual(self) -> tuple[float | None, float]:
+        """Seconds that a save takes, and bytes per second, of those that have ended; None and 0 where none has."""
+        with self._lock:
+            seconds, nbytes = max(self._last or self._before, default=(None, 0))
+        return seconds, 0.0 if seconds is None else nbytes / max(seconds, 1e-9)
+
     def measured(self) -> Measured:
         """What is known now."""
         now = time.monotonic()

@@ -98,6 +98,7 @@ class Persister:
         self._rushed = False
         self._again = False
         self._meter = Meter()
+        self._begun_s, self._sizes = 0.0, list[int]()
         self._started_s = time.monotonic()
         self.durable: Durable | None = None
         self.newest: Newest | None = None
@@ -298,6 +299,7 @@ class Persister:
         started = time.monotonic()
         if not self._again:
             self._meter.begin(snapshot)
+            self._begun_s, self._sizes = started, []
         self._again = False
         try:
             written = self._once.save(task, plan, self._pace(task))
@@ -322,16 +324,23 @@ class Persister:
     def _pace(self, task: Task) -> Pace:
         """Interval saves give way to training, and to saves that somebody waits for; others are written as they can."""
         is_lowered = can_wait(task) and not (self._hurried or self._rushed)
-        started = time.monotonic()
-        sizes: list[int] = []
+        sizes = self._sizes
+        given_up = threading.Event()  # what one thread was told holds for all of them
+
+        begun = threading.Event()
 
         def is_given_up() -> bool:
-            return self._stopped or self._gives_way(task, sum(sizes), time.monotonic() - started)
+            if self._stopped or self._gives_way(task, sum(sizes), on_its_way=begun.is_set()):
+                given_up.set()
+            return given_up.is_set()
 
         def is_abandoned() -> bool:
             if is_lowered and self._rushed:
                 self._again = True  # by other threads: those that were lowered stay so
-            return self._again or is_given_up()
+            if self._again or is_given_up():
+                return True
+            begun.set()
+            return False
 
         def wrote(nbytes: int) -> None:
             sizes.append(nbytes)
@@ -341,24 +350,30 @@ class Persister:
         is_wanted = (lambda: not is_given_up()) if can_wait(task) else None
         return Pace(begin_thread=begin, is_abandoned=is_abandoned, is_wanted=is_wanted, wrote=wrote)
 
-    def _gives_way(self, task: Task, done_bytes: int, took_s: float) -> bool:
+    def _gives_way(self, task: Task, done_bytes: int, *, on_its_way: bool) -> bool:
+        """Whether it is given up for one that waits; what is on its way is not, before a deadline, where no rate is known."""
         with self._changed:
             waiting = [other for other in self._queue if not can_wait(other) and makes_place(task, other)]
         if not waiting:
             return False
         deadline_ns = self._look(Word.DEADLINE_NS)
-        usual = self._meter.measured()
+        usual_s, usual_bytes_per_s = self._meter.usual()
+        bytes_per_s = rate(
+            done_bytes=done_bytes,
+            took_s=time.monotonic() - self._begun_s,
+            usual_bytes_per_s=usual_bytes_per_s,
+            usual_s=usual_s,
+        )
+        if on_its_way and deadline_ns and bytes_per_s <= 0:
+            return False
+        following = max(waiting, key=urgency).snapshot
         return gives_way(
             left_bytes=max(copied(task.snapshot) - done_bytes, 0),
-            next_bytes=copied(max(waiting, key=urgency).snapshot),
-            bytes_per_s=rate(
-                done_bytes=done_bytes,
-                took_s=took_s,
-                usual_bytes_per_s=usual.bytes_per_s,
-                usual_s=usual.save_s,
-            ),
+            next_bytes=copied(following),
+            bytes_per_s=bytes_per_s,
             deadline_s=deadline_ns / 1e9 - time.monotonic() if deadline_ns else None,
             is_interval=can_wait(task),
+            steps_newer=following.step - task.snapshot.step,
         )
 
     def _note_save(

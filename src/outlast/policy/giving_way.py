@@ -11,20 +11,30 @@ LITTLE = 0.1
 
 
 def gives_way(
-    *, left_bytes: int, next_bytes: int, bytes_per_s: float, deadline_s: float | None, is_interval: bool
+    *,
+    left_bytes: int,
+    next_bytes: int,
+    bytes_per_s: float,
+    deadline_s: float | None,
+    is_interval: bool,
+    steps_newer: int,
 ) -> bool:
     """Decide for a save with `left_bytes` to go, while a stronger or newer one of `next_bytes` waits.
 
-    The newer state is worth more, so it goes first, but for two cases: there is time for both, and what is written is an emergency
-    save, or little is left of it; or there is no time for the newer one, and the older is all that can still become durable.
+    The newer state is worth more, so it goes first, but for three cases: what is written is an emergency save that is a step older
+    at the most; there is time for both, and what is written is an emergency save, or little is left of it; or there is no time
+    for the newer one, and the older is all that can still become durable.
 
     Args:
-        is_interval: nobody waits for the one that is being written; else it is an emergency save, a few steps older.
         left_bytes: what the save that is being written may still have to write.
         next_bytes: what the one that waits may have to write.
         bytes_per_s: from now on (`rate`); 0 where nothing is known.
         deadline_s: how long this machine still lives; None where nobody says.
+        is_interval: nobody waits for the one that is being written; else it is an emergency save.
+        steps_newer: from its step to that of the one that waits.
     """
+    if not is_interval and steps_newer <= 1:
+        return False
     if deadline_s is None or bytes_per_s <= 0:
         return True
     both_fit = MARGIN * (left_bytes + next_bytes) / bytes_per_s <= deadline_s
@@ -36,8 +46,8 @@ def gives_way(
 def rate(*, done_bytes: int, took_s: float, usual_bytes_per_s: float, usual_s: float | None) -> float:
     """Bytes per second that a save can be expected to go at, which has written `done_bytes` in `took_s` seconds.
 
-    Its beginning tells little: it has a low priority, and what is in the air does not count yet. Until half of the time that a save
-    has taken so far is over, it is believed to be no slower than those.
+    Its beginning tells little: it has a low priority, and what is on its way does not count yet. Until half of the time that a save
+    has taken so far is over, and as long as nothing has arrived, it is believed to be no slower than those.
 
     Args:
         done_bytes: of it that are durable.
@@ -47,4 +57,4 @@ def rate(*, done_bytes: int, took_s: float, usual_bytes_per_s: float, usual_s: f
     """
     so_far = done_bytes / max(took_s, 1e-9)
     is_beginning = usual_s is not None and took_s < usual_s / 2
-    return max(so_far, usual_bytes_per_s) if is_beginning else so_far
+    return max(so_far, usual_bytes_per_s) if is_beginning or not done_bytes else so_far

@@ -24,7 +24,7 @@ class ObjectInfo:
 
 
 class Unwanted(Exception):
-    """A write was given up by who had asked for it: its object does not appear, and nobody reads its parts any more."""
+    """A write was given up by who had asked for it: nobody reads its parts any more. Its object may still appear, and whole."""
 
 
 class Store(Protocol):

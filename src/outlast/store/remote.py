@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -33,10 +34,9 @@ _UNKNOWN_IN_FLIGHT = 4
 """Before the line was measured: a few segments are written at a time, and with all their parts on the way at once a line of 60 MB/s
 needs longer for each of them than a first try may take."""
 _ARRIVED_KEPT = 4 * _IN_FLIGHT
-_LEAST_HASTE = 3
+_SHORT_S = 1e-6
+_LEAST_HASTE = 4
 """What is in flight is what the line carries in this part of the time after which a first try is cut off."""
-_UPLOADS = 4
-"""So many go on at a time where a save is written (`checkpoint/writing.py`), and share the line."""
 _BLOCK_BYTES = 1 << 20
 """A download is handed on in blocks of this size; larger and smaller ones cost more time (measured 64 KiB to 8 MiB)."""
 _DELETED_AT_ONCE = 1000
@@ -59,7 +59,9 @@ class RemoteStore:
         self._probing = threading.Lock()
         self._serves_ranges: bool | None = None
         self._bytes_per_s = math.inf
-        self._arrived: deque[tuple[float, int]] = deque(maxlen=_ARRIVED_KEPT)
+        self._arrived: deque[_Arrived] = deque(maxlen=_ARRIVED_KEPT)
+        self._counting = threading.Lock()
+        self._under_way = 0
 
     @property
     def url(self) -> str:
@@ -110,12 +112,12 @@ class RemoteStore:
         views = [part.cast("B") for part in parts]
         path, nbytes = self._path(key), sum(map(len, views))
 
-        def whole(slowness: int) -> None:
+        def whole(slowness: int, _beside: int) -> None:
             # Not repeated by the client itself: a body that is too much for the line would be sent in vain again and again.
             client = self._clients.once_sending(slowness)
             put(client, path, b"".join(views), is_wanted, use_multipart=False)
 
-        def in_pieces(slowness: int) -> None:
+        def in_pieces(slowness: int, beside: int) -> None:
             piece_bytes = _SLOW_PIECE_BYTES if slowness else _PIECE_BYTES
             put(
                 self._clients.sending(slowness),
@@ -124,14 +126,14 @@ class RemoteStore:
                 is_wanted,
                 use_multipart=True,
                 chunk_size=piece_bytes,
-                max_concurrency=_SLOW_IN_FLIGHT if slowness else max(self._parts_at_once, _SLOW_IN_FLIGHT),
+                max_concurrency=_SLOW_IN_FLIGHT if slowness else self._parts_at_once(beside),
             )
 
         if nbytes <= _PIECE_BYTES:
             self._upload(key, nbytes, (nbytes, nbytes), whole)
         else:
             in_flight = _PIECE_BYTES * _SLOW_IN_FLIGHT, _SLOW_PIECE_BYTES * _SLOW_IN_FLIGHT
-            self._upload(key, nbytes, (_UPLOADS * in_flight[0], _UPLOADS * in_flight[1]), in_pieces)
+            self._upload(key, nbytes, in_flight, in_pieces)
 
     def get(self, key: str) -> bytes:
         """Return a whole small object."""
@@ -230,7 +232,9 @@ class RemoteStore:
             self.delete([key])
         return honours
 
-    def _upload(self, key: str, nbytes: int, in_flight: tuple[int, int], send: Callable[[int], None]) -> None:
+    def _upload(
+        self, key: str, nbytes: int, in_flight: tuple[int, int], send: Callable[[int, int], None]
+    ) -> None:
         """Call `send` until it succeeds, for a slower line from try to try, and from the first on for one that is known to be slow.
 
         An answer comes when a body has arrived, so a line that carries too little looks like a store that hangs; and what was
@@ -239,33 +243,39 @@ class RemoteStore:
         Args:
             key: of the object.
             nbytes: its size.
-            in_flight: bytes on their way at once at the least, beside other uploads, on a line that is not slow and on one that is.
-            send: sends all of it, over a line of a slowness (0 to 2).
+            in_flight: bytes that `send` has on their way at once at the least, on a line that is not slow and on one that is.
+            send: sends all of it, over a line of a slowness (0 to 2), as one of so many uploads.
         """
 
         def upload(number: int) -> None:
-            fast_s, slow_s = (_LEAST_HASTE * each / self._bytes_per_s for each in in_flight)
-            known = 0 if fast_s <= self._patience.quick_s else 1 if slow_s <= self._patience.request_s else 2
-            slowness = max(min(number, 2), known)
-            began_s = time.monotonic()
-            send(slowness)
-            now = time.monotonic()
-            self._arrived.append((now, nbytes))
+            with self._counting:
+                self._under_way += 1
+                beside = self._under_way
+            try:
+                fast_s, slow_s = (_LEAST_HASTE * each * beside / self._bytes_per_s for each in in_flight)
+                known = (
+                    0 if fast_s <= self._patience.quick_s else 1 if slow_s <= self._patience.request_s else 2
+                )
+                slowness = max(min(number, 2), known)
+                began_s = time.monotonic()
+                send(slowness, beside)
+            finally:
+                with self._counting:
+                    self._under_way -= 1
+            self._arrived.append(_Arrived(began_s, max(time.monotonic(), began_s + _SHORT_S), nbytes))
             if (
                 slowness or nbytes > _PIECE_BYTES
             ):  # a small one that was fast enough tells of the store, not of the line
-                with_others = sum(size for at_s, size in list(self._arrived) if at_s > began_s)
-                self._bytes_per_s = with_others / (now - began_s)
+                self._bytes_per_s = _rate_since(began_s, list(self._arrived))
 
         persist(self._patience, self._name(key), upload, tries=3)
 
-    @property
-    def _parts_at_once(self) -> int:
-        """Of each upload on a line that is not slow, so that none of them takes long enough to be cut off and sent in vain."""
+    def _parts_at_once(self, beside: int) -> int:
+        """Of each of so many uploads on a line that is not slow: that none takes long enough to be cut off and sent in vain."""
         if self._bytes_per_s == math.inf:
             return _UNKNOWN_IN_FLIGHT
         carried_bytes = self._bytes_per_s * self._patience.quick_s / _LEAST_HASTE
-        return min(int(carried_bytes / (_UPLOADS * _PIECE_BYTES)), _IN_FLIGHT)
+        return max(min(int(carried_bytes / (beside * _PIECE_BYTES)), _IN_FLIGHT), _SLOW_IN_FLIGHT)
 
     def _put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -365,6 +375,25 @@ class RemoteStore:
 
     def _name(self, key: str) -> str:
         return f"{self._url}/{key}"
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """An upload that has ended, by time.monotonic()."""
+
+    began_s: float
+    ended_s: float
+    nbytes: int
+
+
+def _rate_since(since_s: float, arrived: Sequence[_Arrived]) -> float:
+    """Bytes per second of all uploads together from a time to the last one's end; of each the part that lies in there."""
+    until_s = max(each.ended_s for each in arrived)
+    parts = (
+        each.nbytes * max(each.ended_s - max(each.began_s, since_s), 0.0) / (each.ended_s - each.began_s)
+        for each in arrived
+    )
+    return sum(parts) / (until_s - since_s)
 
 
 class _NoRanges(Exception):
