@@ -309,6 +309,27 @@ def test_once_it_is_given_up_all_of_its_threads_hear_the_same(saver):
     one.answer(urgent)
 
 
+def test_a_save_that_is_begun_again_in_haste_knows_how_far_it_was(saver):
+    """Its threads are others once this machine is about to go; what has been written, and in which time, still counts."""
+    store, some = MemoryStore(), threading.Event()
+
+    def slow(operation, key):
+        if operation == "write":
+            time.sleep(0.02)
+            if len([k for k in store.objects if k.startswith("segments/")]) >= 3:
+                some.set()
+
+    store._before = slow
+    one = saver(store)
+    first = one.submit(1, state_of(1, {"base": 60_000}))
+    assert some.wait(30)
+    begun_s = one.persister._begun_s
+    one.persister.hurry(True)
+    assert one.answer(first).checkpoint == id_of(1).name
+    assert one.persister._begun_s == begun_s
+    assert sum(one.persister._sizes) >= 60_000
+
+
 def test_an_emergency_save_is_not_given_up_for_one_of_the_same_step(saver):
     """At the end of an epoch several follow each other, the same but for the tail."""
     gate = Gate()
