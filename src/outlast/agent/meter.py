@@ -75,6 +75,12 @@ class Meter:
                 self._last.append((time.monotonic() - self._begun_s, self._written_bytes))
             self._begun_s = None
 
+    def so_far(self) -> tuple[int, float]:
+        """Bytes that are durable of the save that is being written, and the seconds since it began."""
+        with self._lock:
+            began_s = self._begun_s
+            return self._written_bytes, 0.0 if began_s is None else time.monotonic() - began_s
+
     def usual(self) -> tuple[float | None, float]:
         """Seconds that a save takes, and bytes per second, of those that have ended; None and 0 where none has."""
         with self._lock:

@@ -98,7 +98,6 @@ class Persister:
         self._rushed = False
         self._again = False
         self._meter = Meter()
-        self._begun_s, self._sizes = 0.0, list[int]()
         self._started_s = time.monotonic()
         self.durable: Durable | None = None
         self.newest: Newest | None = None
@@ -299,7 +298,6 @@ class Persister:
         started = time.monotonic()
         if not self._again:
             self._meter.begin(snapshot)
-            self._begun_s, self._sizes = started, []
         self._again = False
         try:
             written = self._once.save(task, plan, self._pace(task))
@@ -324,13 +322,12 @@ class Persister:
     def _pace(self, task: Task) -> Pace:
         """Interval saves give way to training, and to saves that somebody waits for; others are written as they can."""
         is_lowered = can_wait(task) and not (self._hurried or self._rushed)
-        sizes = self._sizes
         given_up = threading.Event()  # what one thread was told holds for all of them
 
         begun = threading.Event()
 
         def is_given_up() -> bool:
-            if self._stopped or self._gives_way(task, sum(sizes), on_its_way=begun.is_set()):
+            if self._stopped or self._gives_way(task, on_its_way=begun.is_set()):
                 given_up.set()
             return given_up.is_set()
 
@@ -342,25 +339,24 @@ class Persister:
             begun.set()
             return False
 
-        def wrote(nbytes: int) -> None:
-            sizes.append(nbytes)
-            self._meter.wrote(nbytes)
-
         begin = lower_this_thread if is_lowered else (lambda: None)
         is_wanted = (lambda: not is_given_up()) if can_wait(task) else None
-        return Pace(begin_thread=begin, is_abandoned=is_abandoned, is_wanted=is_wanted, wrote=wrote)
+        return Pace(
+            begin_thread=begin, is_abandoned=is_abandoned, is_wanted=is_wanted, wrote=self._meter.wrote
+        )
 
-    def _gives_way(self, task: Task, done_bytes: int, *, on_its_way: bool) -> bool:
+    def _gives_way(self, task: Task, *, on_its_way: bool) -> bool:
         """Whether it is given up for one that waits; what is on its way is not, before a deadline, where no rate is known."""
         with self._changed:
             waiting = [other for other in self._queue if not can_wait(other) and makes_place(task, other)]
         if not waiting:
             return False
         deadline_ns = self._look(Word.DEADLINE_NS)
+        done_bytes, took_s = self._meter.so_far()
         usual_s, usual_bytes_per_s = self._meter.usual()
         bytes_per_s = rate(
             done_bytes=done_bytes,
-            took_s=time.monotonic() - self._begun_s,
+            took_s=took_s,
             usual_bytes_per_s=usual_bytes_per_s,
             usual_s=usual_s,
         )
