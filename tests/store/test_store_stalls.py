@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import re
@@ -39,6 +40,17 @@ def proxied(moto, prefix, monkeypatch):
             monkeypatch.setenv(name, value)
         RemoteStore(server.url(prefix)).put("run.json", b"{}")
         yield proxy, server.url(prefix)
+
+
+@contextlib.contextmanager
+def slowed(moto, monkeypatch, bytes_per_s):
+    """A slow line to moto, and moto as it is reached over it."""
+    address = urlsplit(moto.endpoint)
+    with throttled((address.hostname, address.port), bytes_per_s) as line:
+        server = dataclasses.replace(moto, endpoint=f"http://127.0.0.1:{line.port}")
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        yield line, server
 
 
 def read(store: RemoteStore) -> bytes:
@@ -102,11 +114,7 @@ def test_a_line_that_is_too_slow_for_a_first_try_carries_the_next_upload_once(
     moto, prefix, monkeypatch, data
 ):
     """An answer comes when a body has arrived: what a line cannot carry in that time is sent in vain once, and then loaded less."""
-    address = urlsplit(moto.endpoint)
-    with throttled((address.hostname, address.port), 3e6) as line:
-        server = dataclasses.replace(moto, endpoint=f"http://127.0.0.1:{line.port}")
-        for name, value in server.env.items():
-            monkeypatch.setenv(name, value)
+    with slowed(moto, monkeypatch, 3e6) as (line, server):
         store = RemoteStore(server.url(prefix), patience=Patience(total_s=24))
         store.write(KEY, [memoryview(data)])
         before = line.passed_bytes
@@ -119,11 +127,7 @@ def test_no_more_parts_are_on_their_way_than_the_line_carries_before_a_first_try
     moto, prefix, monkeypatch
 ):
     """Else each would be sent twice where several segments are written at a time: a save of 1 GB sent 1.4 at 75 MB/s."""
-    address = urlsplit(moto.endpoint)
-    with throttled((address.hostname, address.port), 9e6) as line:
-        server = dataclasses.replace(moto, endpoint=f"http://127.0.0.1:{line.port}")
-        for name, value in server.env.items():
-            monkeypatch.setenv(name, value)
+    with slowed(moto, monkeypatch, 9e6) as (line, server):
         store = RemoteStore(server.url(prefix), patience=Patience(total_s=80))
         assert store._parts_at_once(4) == 4  # nothing is known of it
         store.write(KEY, [memoryview(LARGE)])
@@ -149,11 +153,7 @@ def test_a_write_that_is_not_wanted_any_more_leaves_the_line_to_others_at_once(
     moto, prefix, monkeypatch, data
 ):
     """It ends in the midst of a request; nothing appears, nobody reads its memory any more, and the next one is carried alone."""
-    address = urlsplit(moto.endpoint)
-    with throttled((address.hostname, address.port), 2e6) as line:
-        server = dataclasses.replace(moto, endpoint=f"http://127.0.0.1:{line.port}")
-        for name, value in server.env.items():
-            monkeypatch.setenv(name, value)
+    with slowed(moto, monkeypatch, 2e6) as (line, server):
         store = RemoteStore(server.url(prefix), patience=Patience(total_s=240))
         memory = bytearray(data)
         with pytest.raises(Unwanted):
