@@ -35,6 +35,12 @@ def eventually(what: str, get: Callable[[], Any], said: Callable[[], str] = str)
     return found
 
 
+def files_below(root: Path) -> Iterator[Path]:
+    """Every file at any depth. A run may delete folders while they are listed, which ends `Path.rglob` with an error."""
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names)
+
+
 class Zygote:
     """The process that scripts are forked from: see `zygote.py`."""
 
@@ -229,7 +235,7 @@ class Lab:
     def bytes_on_store(self) -> dict[str, bytes]:
         """Every file below the store."""
         root = self.folder / "store"
-        return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+        return {str(p.relative_to(root)): p.read_bytes() for p in sorted(files_below(root))}
 
     def processes(self) -> list[int]:
         """Every living process that was started from here: by its session, or a variable that names this folder."""

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from launch import eventually
+from launch import eventually, files_below
 from outlast import _process
 from outlast._types import Keep, Reason
 from outlast.agent.link import Link
@@ -210,8 +210,8 @@ def events(root: Path) -> list[dict[str, Any]]:
 def files(root: Path) -> dict[str, bytes]:
     """Every file below a run; one that is deleted meanwhile is none."""
     found = {}
-    for path in sorted(root.rglob("*")):
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+    for path in sorted(files_below(root)):
+        with contextlib.suppress(FileNotFoundError):
             found[str(path.relative_to(root))] = path.read_bytes()
     return found
 

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from launch import Lab, eventually
+from launch import Lab, eventually, files_below
 
 PARTS, PART_BYTES = 4, 4 << 20
 """Four tensors, of which a step changes one: `step % 4`."""
@@ -36,7 +36,7 @@ def test_an_emergency_checkpoint_writes_what_changed_and_a_hundredth_and_64_kib(
     lab.committed(4)
     eventually("the gate", lambda: [line for line in lab.of("step") if line["step"] == 4], lab.said)
     store = lab.folder / "store"
-    before = set(objects(store))
+    before = set(files_below(store))
     os.kill(script.pid, signal.SIGTERM)
     (lab.folder / "open-here").touch()
     assert script.wait() == 75

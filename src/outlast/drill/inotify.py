@@ -34,8 +34,8 @@ class NewFiles:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._folders: dict[int, Path] = {}
         self._found: deque[Path] = deque()
-        for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-            self._watch(path)
+        for path, _, _ in os.walk(folder):
+            self._watch(Path(path))
 
     def wait(self, timeout_s: float) -> Path | None:
         """Return the next new file, or None if there is none within `timeout_s`. A file may be told of twice."""
@@ -61,11 +61,10 @@ class NewFiles:
                 self._found.append(path)
                 continue
             self._watch(path)
-            for inside in path.rglob("*"):
-                if inside.is_dir():
-                    self._watch(inside)
-                else:
-                    self._found.append(inside)
+            for inside, folders, names in os.walk(path):
+                for new in folders:
+                    self._watch(Path(inside, new))
+                self._found.extend(Path(inside, name) for name in names)
 
     def close(self) -> None:
         """Stop watching."""

@@ -27,7 +27,7 @@ class Saved:
 def commits(store: Path) -> list[Saved]:
     """Return the checkpoints that have a commit, oldest first. The run may delete old ones meanwhile."""
     found = []
-    for path in _commits(store):
+    for path in _listed(store, "checkpoints/*/commit.json"):
         if (match := _CHECKPOINT.fullmatch(path.parent.name)) is not None:
             attempt, nonce, step, repeat = match.groups()
             with contextlib.suppress(FileNotFoundError):
@@ -47,12 +47,12 @@ class Written:
 def written(store: Path) -> list[Written]:
     """Return the checkpoints that have a commit, oldest first, each with what was written for it."""
     sizes: dict[tuple[int, str, int, int], int] = {}
-    for path in store.rglob("segments/*/*.bin"):
+    for path in _listed(store, "segments/*/*.bin"):
         if (key := _segment_of(path)) is not None:
             with contextlib.suppress(FileNotFoundError):
                 sizes[key] = sizes.get(key, 0) + path.stat().st_size
     found = []
-    for path in _commits(store):
+    for path in _listed(store, "checkpoints/*/commit.json"):
         if (match := _CHECKPOINT.fullmatch(path.parent.name)) is not None:
             attempt, nonce, step, repeat = match.groups()
             with contextlib.suppress(FileNotFoundError):
@@ -67,7 +67,7 @@ def unfinished(store: Path) -> list[Path]:
     whole = {(saved.attempt, saved.nonce, saved.step, saved.repeat) for saved in commits(store)}
     return sorted(
         path
-        for path in store.rglob("segments/*/*.bin")
+        for path in _listed(store, "segments/*/*.bin")
         if (key := _segment_of(path)) is not None and key not in whole
     )
 
@@ -75,7 +75,7 @@ def unfinished(store: Path) -> list[Path]:
 def trainers(store: Path) -> dict[int, int]:
     """Return attempt -> pid of its trainer, as claimed."""
     found = {}
-    for path in store.rglob("attempts/*.json"):
+    for path in _listed(store, "attempts/*.json"):
         try:
             record = json.loads(path.read_bytes())
         except ValueError:
@@ -87,7 +87,7 @@ def trainers(store: Path) -> dict[int, int]:
 def guarantees(store: Path) -> dict[int, str]:
     """Return attempt -> the guarantee that its resume stated in the run's events."""
     found = {}
-    for path in sorted(store.rglob("events/*/*.jsonl")):
+    for path in sorted(_listed(store, "events/*/*.jsonl")):
         for text in path.read_bytes().splitlines():
             try:
                 event = json.loads(text)
@@ -105,7 +105,7 @@ def metrics(store: Path) -> list[tuple[int, str]]:
     """
     newest: dict[int, int] = {}
     found: list[tuple[int, int, str]] = []
-    for path in sorted(store.rglob("events/*/*.jsonl"), key=lambda path: (path.parent.name, path.name)):
+    for path in sorted(_listed(store, "events/*/*.jsonl"), key=lambda path: (path.parent.name, path.name)):
         for text in path.read_bytes().splitlines():
             event = json.loads(text)
             if event.get("kind") == "metrics":
@@ -118,7 +118,7 @@ def metrics(store: Path) -> list[tuple[int, str]]:
 def printed(store: Path) -> dict[int, str]:
     """Return attempt -> what the store holds of what its script printed: of each block the newest version."""
     blocks: dict[tuple[str, str], Path] = {}
-    for path in sorted(store.rglob("output/*/*.jsonl")):
+    for path in sorted(_listed(store, "output/*/*.jsonl")):
         blocks[path.parent.name, path.name.partition("-")[0]] = path
     found: dict[int, str] = {}
     for (folder, _), path in sorted(blocks.items()):
@@ -135,7 +135,8 @@ def _segment_of(path: Path) -> tuple[int, str, int, int] | None:
     return None if match is None else (int(attempt), nonce, int(match.group(1)), int(match.group(2) or 0))
 
 
-def _commits(store: Path) -> list[Path]:
+def _listed(store: Path, pattern: str) -> list[Path]:
+    """Return what lies on the store by this pattern. The run may delete folders while they are listed."""
     while True:
-        with contextlib.suppress(FileNotFoundError):  # a folder that was deleted while it was listed
-            return list(store.rglob("checkpoints/*/commit.json"))
+        with contextlib.suppress(FileNotFoundError):
+            return list(store.rglob(pattern))

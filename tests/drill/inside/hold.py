@@ -69,7 +69,7 @@ def _in_first(module, after_step):
 
 
 def _saved():
-    names = [path.parent.name for path in (_folder() / "store").rglob("checkpoints/*/commit.json")]
+    names = [path.parent.name for path in (_folder() / "store").glob("*/checkpoints/*/commit.json")]
     return any(int(name.split("-")[2].partition("+")[0]) >= SAVED for name in names)
 
 
