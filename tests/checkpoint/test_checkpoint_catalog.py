@@ -70,6 +70,16 @@ class TestRun:
         assert catalog.create_run(store, "b" * 16, UTC) == first == catalog.read_run(store)
         assert first.run_id == "a" * 16
 
+    def test_a_record_that_another_start_puts_meanwhile_is_read(self):
+        """It was missing when asked for, and stands among the objects that are looked at next: no folder of somebody else's."""
+
+        class Late(MemoryStore):
+            def list(self, prefix=""):
+                catalog.create_run(self, RUN_ID, UTC)
+                return super().list(prefix)
+
+        assert catalog.read_run(Late()).run_id == RUN_ID
+
     def test_a_folder_with_a_link_in_it_is_not_a_run(self, tmp_path):
         """A system's folder, a home: nothing there will become a run by trying again, and the link is named."""
         (tmp_path / "alternatives").mkdir()

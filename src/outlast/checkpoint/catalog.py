@@ -88,8 +88,10 @@ def read_run(store: Store) -> RunRecord | None:
             f"If no checkpoint is expected there, delete {RUN_KEY} and start again; otherwise choose another place."
         )
         raise ObjectDamaged(msg) from damage
-    _refuse_foreign(store)
-    return None
+    keys = _own_keys(store)
+    return (
+        read_record(store, RUN_KEY, RunRecord)[0] if RUN_KEY in keys else None
+    )  # another start put it just now
 
 
 def create_run(store: Store, run_id: str, created_utc: str) -> RunRecord:
@@ -270,14 +272,20 @@ def _recovered(run_id: str, created_utc: str) -> RunRecord:
     return RunRecord(format=FORMAT_VERSION, run_id=run_id, created_utc=created_utc)
 
 
-def _refuse_foreign(store: Store) -> None:
+def _own_keys(store: Store) -> frozenset[str]:
+    """Return the keys of all objects, none of which is foreign to a run.
+
+    Raises:
+        NotAStore: one is.
+    """
     try:
         keys = [info.key for info in store.list()]
     except StoreDenied as error:  # with what no run holds: a symbolic link, a folder that may not be read
         msg = f"{store.url} is not an Outlast run: it holds no {RUN_KEY}, and {error}. {_CHOOSE}"
         raise NotAStore(msg) from error
-    foreign = (key for key in keys if not f"{key}/".startswith((*_OURS, *_TOLERATED)))
+    foreign = (key for key in keys if key != RUN_KEY and not f"{key}/".startswith((*_OURS, *_TOLERATED)))
     named = list(islice(foreign, FOREIGN_NAMED))
     if named:
         msg = f"{store.url} is not an Outlast run: it holds {', '.join(named)} and no {RUN_KEY}. {_CHOOSE}"
         raise NotAStore(msg)
+    return frozenset(keys)
