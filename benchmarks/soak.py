@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -115,6 +116,8 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the sums as JSON")
     args = parser.parse_args()
+    # A drill under way then ends what it has started.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     plan = drills()[: args.first]
     if args.one is not None:
         carry_out(plan[args.one], args.folder, args.results)
@@ -141,24 +144,30 @@ def conduct(plan: list[Drill], folder: Path, results: Path, for_s: float) -> Non
     large = {drill.number for drill in plan if drill.reference.startswith("large")}
     running: dict[int, subprocess.Popen[bytes]] = {}
     waiting = list(plan)
-    while waiting or running:
-        while waiting and len(running) < LANES and time.monotonic() < until:
-            # Two large ones at a time would measure how many GB/s two cores can hash.
-            fit = [drill for drill in waiting if not (drill.number in large and large & running.keys())]
-            if not fit:
-                break
-            drill = fit[0]
-            waiting.remove(drill)
-            places = ["--folder", str(folder), "--results", str(results)]
-            command = [sys.executable, __file__, *places, "--one", str(drill.number)]
-            running[drill.number] = subprocess.Popen(command)
-        if not running:
-            return
-        for number, process in list(running.items()):
-            if process.poll() is not None:
-                del running[number]
-                print(f"drill {number} ended with {process.returncode}", file=sys.stderr, flush=True)
-        time.sleep(0.2)
+    try:
+        while waiting or running:
+            while waiting and len(running) < LANES and time.monotonic() < until:
+                # Two large ones at a time would measure how many GB/s two cores can hash.
+                fit = [drill for drill in waiting if not (drill.number in large and large & running.keys())]
+                if not fit:
+                    break
+                drill = fit[0]
+                waiting.remove(drill)
+                places = ["--folder", str(folder), "--results", str(results)]
+                command = [sys.executable, __file__, *places, "--one", str(drill.number)]
+                running[drill.number] = subprocess.Popen(command)
+            if not running:
+                return
+            for number, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[number]
+                    print(f"drill {number} ended with {process.returncode}", file=sys.stderr, flush=True)
+            time.sleep(0.2)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
 
 
 def carry_out(drill: Drill, folder: Path, results: Path) -> None:

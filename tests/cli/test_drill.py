@@ -1,9 +1,13 @@
 """`outlast drill`: options that make no sense are refused before anything is trained."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from launch import eventually
 
 
 def drill(*arguments):
@@ -31,3 +35,17 @@ def test_a_command_that_is_no_training_fails_and_says_so():
     done = drill("--json", "--", "true")
     assert done.returncode == 1
     assert "nothing was recorded" in done.stdout
+
+
+def test_a_drill_that_is_ended_leaves_nothing_behind(tmp_path):
+    """SIGTERM, as a CI job that is cancelled gets it: what the drill had started ends with it."""
+    pid = tmp_path / "pid"
+    script = f"import os, time; open({str(tmp_path / 'new')!r}, 'w').write(str(os.getpid())); os.rename({str(tmp_path / 'new')!r}, {str(pid)!r}); time.sleep(600)"
+    drilling = subprocess.Popen(
+        [sys.executable, "-m", "outlast", "drill", "--", sys.executable, "-c", script]
+    )
+    started = int(eventually("the script runs", lambda: pid.exists() and pid.read_text()))
+    drilling.send_signal(signal.SIGTERM)
+    assert drilling.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(started, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,8 @@ def drill(
 
     conditions = _conditions(notice, warning, interruptions, throttle, lose_disk=lose_disk)
 
+    # As after Ctrl-C, nothing is left behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with _progress() as tell:
         if command:
             from outlast.drill.script import ScriptOptions, drill_script

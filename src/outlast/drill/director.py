@@ -116,11 +116,10 @@ class Director:
             self.machine.start()
             self._carry_out(plan)
             exit_code = self._until_end()
+            failures += [f"left behind: {item}" for item in self.machine.leftovers(_LEFT_S)]
         except Stalled as error:
             failures.append(str(error))
         finally:
-            left = self.machine.leftovers(_LEFT_S) if not failures else []
-            failures += [f"left behind: {item}" for item in left]
             self.machine.sweep()
         self.look()
         if plan and not self.happened and not failures:
