@@ -20,19 +20,31 @@ BEAT_S = 25.0
 
 
 class Heartbeat:
-    """Beats in a thread of its own, so that a long save does not make a live attempt look gone."""
+    """Beats in a thread of its own from the claim on, so that neither a long restore nor a long save makes it look gone.
 
-    def __init__(
-        self, store: Store, record: AttemptRecord, events: Ledger, *, superseded: Callable[[str], None]
-    ) -> None:
+    Attributes:
+        events: where its beats go, and all else that the attempt's agent writes down.
+    """
+
+    def __init__(self, store: Store, record: AttemptRecord, events: Ledger) -> None:
+        self.events = events
         self._store = store
         self._record = record
-        self._events = events
-        self._superseded = superseded
+        self._lock = threading.Lock()
+        self._listener: Callable[[str], None] | None = None
+        self._superseded: str | None = None
         self._stopped = False
         self._due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outlast-alive", daemon=True)
         self._thread.start()
+
+    def tell(self, listener: Callable[[str], None]) -> None:
+        """Have `listener` called with what has taken over, at once if that has happened already."""
+        with self._lock:
+            self._listener = listener
+            why = self._superseded
+        if why is not None:
+            listener(why)
 
     def stop(self) -> None:
         """End after the store call it is in."""
@@ -46,7 +58,7 @@ class Heartbeat:
     def _run(self) -> None:
         agent = msgspec.to_builtins(process_id(os.getpid()))
         while True:
-            self._events.add(
+            self.events.add(
                 {
                     "kind": "alive",
                     "utc": utc_now(),
@@ -56,12 +68,16 @@ class Heartbeat:
                 }
             )
             try:
-                self._events.flush()
+                self.events.flush()
                 why = superseded_by(self._store, self._record)
             except OutlastError:
                 why = None  # the store is away: the saves say so, with what is at risk
             if why is not None:
-                self._superseded(why)
+                with self._lock:
+                    self._superseded = why
+                    listener = self._listener
+                if listener is not None:
+                    listener(why)
                 return
             self._due.wait(BEAT_S)
             self._due.clear()

@@ -32,6 +32,7 @@ class Waits:
 
     silent_s: float = 90.0
     draining_s: float = 120.0
+    own_draining_s: float = 660.0  # of the same launch; an agent gives up by itself after 600 s
     poll_s: float = 0.5
     settle_s: float = 1.0
 
@@ -79,8 +80,9 @@ def claim(
         keep=claimant.keep,
         capacity=claimant.capacity,
     )
-    is_ours = store.create(attempt_key(number), seal(record)) and _is_still_ours(store, record, waits)
-    return record if is_ours else None
+    store.create(attempt_key(number), seal(record))
+    # Whatever that answered: a request whose answer was lost is sent again, and then finds its own object there.
+    return record if _is_ours(store, record, waits) else None
 
 
 def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], None], waits: Waits) -> int:
@@ -90,11 +92,23 @@ def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], No
         RunAlive: it lives.
     """
     newest = max(catalog.attempts(store), default=0)
-    if newest == 0 or claimant.take_over:
-        return newest
+    while newest and not claimant.take_over:
+        _wait_until_gone(store, newest, claimant, say=say, waits=waits)
+        claimed_meanwhile = max(catalog.attempts(store), default=0)
+        if claimed_meanwhile <= newest:
+            break
+        newest = claimed_meanwhile
+    return newest
+
+
+def _wait_until_gone(
+    store: Store, newest: int, claimant: Claimant, *, say: Callable[[str], None], waits: Waits
+) -> None:
+    """The same for one attempt."""
     record = catalog.read_attempt(store, newest)
-    if record is not None and _is_our_own_past(record, claimant):
-        return newest
+    if record is not None and _is_restarted_job(record, claimant):
+        return
+    is_own = record is not None and _is_of_launch_or_job(record, claimant)
     nonce = record.nonce if record else None
     started = time.monotonic()
     told = False
@@ -102,32 +116,38 @@ def wait_until_gone(store: Store, claimant: Claimant, *, say: Callable[[str], No
     while True:
         parts = newest_parts(store, newest, nonce)
         trainer = process_alive(record.trainer) if record else None
+        if trainer:
+            sign = f"its trainer is process {record.trainer.pid}" if record else ""
+            raise RunAlive(_alive_message(store, newest, record, claimant, sign))
+        if have_ended(store, parts):
+            return
+        agents = ([record.agent] if record else []) + agents_now(store, parts)
+        # An agent that asks on behalf of its next script has finished with the one before.
+        living = [agent for agent in agents if process_alive(agent) and agent != claimant.agent]
+        waited_s = time.monotonic() - started
         if trainer is None:
-            if have_ended(store, parts):
-                return newest
             if parts != seen:
                 raise RunAlive(
                     _alive_message(store, newest, record, claimant, "it has just written to the store")
                 )
-            agents = [] if record else agents_now(store, parts)
-            if agents == [claimant.agent]:  # it was this agent's own script, which has ended
-                return newest
-            if time.monotonic() - started >= waits.silent_s:
-                if living := [agent for agent in agents if process_alive(agent)]:
+            if record is None and agents == [claimant.agent]:  # of its own script, which has ended
+                return
+            if waited_s >= waits.silent_s:
+                if record is None and living:
                     sign = f"its agent is process {living[0].pid}"
                     raise RunAlive(_alive_message(store, newest, record, claimant, sign))
-                return newest
+                return
             wait_s, why = waits.silent_s, "and cannot be asked from here: waiting whether it still writes"
-        elif trainer:
-            sign = f"its trainer is process {record.trainer.pid}" if record else ""
-            raise RunAlive(_alive_message(store, newest, record, claimant, sign))
-        elif living := [agent for agent in _agents(store, record, parts) if process_alive(agent)]:
-            if time.monotonic() - started >= waits.draining_s:
+        elif living:
+            wait_s = waits.own_draining_s if is_own else waits.draining_s
+            if waited_s >= wait_s:
+                if is_own:
+                    return  # to end with RunAlive would end the launch, which nobody starts again
                 sign = f"its agent is process {living[0].pid}"
                 raise RunAlive(_alive_message(store, newest, record, claimant, sign))
-            wait_s, why = waits.draining_s, "and its agent is still finishing"
+            why = "and its agent is still finishing"
         else:
-            return newest
+            return
         if not told:
             told = True
             where = f"ran on {record.trainer.host}" if record else "has a damaged record"
@@ -159,31 +179,33 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _is_our_own_past(record: AttemptRecord, claimant: Claimant) -> bool:
-    """Whether it is an earlier attempt of this job or launch that is certainly over, so that nothing is waited for.
+def _is_of_launch_or_job(record: AttemptRecord, claimant: Claimant) -> bool:
+    job, _ = job_and_restarts(record.job_id)
+    our_job, _ = job_and_restarts(claimant.job_id)
+    return record.launch_id == claimant.launch_id or (job is not None and job == our_job)
 
-    A sibling of the same job (a sweep in one job, all under one name) may live; on another machine that cannot be
-    seen. Only a job that its scheduler has started again has ended everywhere before.
+
+def _is_restarted_job(record: AttemptRecord, claimant: Claimant) -> bool:
+    """Whether the attempt is of a job that its scheduler has started again since: it has ended everywhere before.
+
+    A sibling of the same job (a sweep in one job, all under one name) may live; on another machine that cannot be seen.
     """
     job, restarts = job_and_restarts(record.job_id)
     our_job, our_restarts = job_and_restarts(claimant.job_id)
-    same_job = job is not None and job == our_job
-    alive = process_alive(record.trainer)
-    if alive is None:
-        return same_job and restarts < our_restarts
-    return not alive and (same_job or record.launch_id == claimant.launch_id)
+    return (
+        process_alive(record.trainer) is None
+        and job is not None
+        and job == our_job
+        and restarts < our_restarts
+    )
 
 
-def _is_still_ours(store: Store, record: AttemptRecord, waits: Waits) -> bool:
+def _is_ours(store: Store, record: AttemptRecord, waits: Waits) -> bool:
     """Read the claim back; where create-if-absent is ignored, the last of two claimants has won both reads."""
     if not store.honours_create:
         time.sleep(waits.settle_s)
     back = catalog.read_attempt(store, record.attempt)
     return back is not None and back.nonce == record.nonce
-
-
-def _agents(store: Store, record: AttemptRecord | None, parts: tuple[str, ...]) -> list[ProcessId]:
-    return ([record.agent] if record else []) + agents_now(store, parts)
 
 
 def _alive_message(

@@ -85,6 +85,11 @@ class Heed:
                 return False
             return self._answer(ending, now) or news
 
+    def superseded(self) -> None:
+        """Another attempt has taken over: whatever notices say from now on, the trainer leaves for that."""
+        with self._lock:
+            self._page[Word.STOP] = Stop.SUPERSEDED
+
     def committed(self, id: CheckpointId, reason: Reason) -> None:  # noqa: A002 - the field's name
         """A checkpoint has become durable. Thread-safe, and returns at once."""
         if reason is not Reason.EMERGENCY:

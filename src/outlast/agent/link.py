@@ -138,7 +138,8 @@ class Link:
             copy: copies a batch out of the ring, or of the arena that the agent lends.
 
         Returns:
-            None once the attempt is ours; or another, older offer, if the first turned out to be damaged.
+            None once the attempt is ours; or another offer: an older one if the first turned out to be damaged, a newer one if
+            that was saved meanwhile.
         """
         self._send(Accept(batches=batches, slot_bytes=slot_bytes), (ring.fd,) if ring else ())
         lent: Arena | None = None
@@ -151,7 +152,7 @@ class Link:
                     case Filled():
                         copy(message, lent, self._send)
                     case Offer():
-                        return message
+                        return self._offered(message)
                     case Welcome():
                         self.welcome = message
                         self.page = ControlPage(Arena(fds[0]))
@@ -452,6 +453,9 @@ class Link:
         if not isinstance(message, Offer):
             msg = f"expected Offer, got {type(message).__name__}"
             raise AgentLost(msg)
-        # With resume="never" the place may be another than was asked for: a new agent must go on there.
-        self._hello = msgspec.structs.replace(self._hello, url=message.url)
-        return message
+        return self._offered(message)
+
+    def _offered(self, offer: Offer) -> Offer:
+        """With resume="never" the place may be another than was asked for: a new agent must go on there."""
+        self._hello = msgspec.structs.replace(self._hello, url=offer.url)
+        return offer

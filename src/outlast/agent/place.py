@@ -65,13 +65,13 @@ def _open(hello: Hello) -> Store:
     for number in range(1, _MOST_NAMES):
         url = hello.url.rstrip("/") + (f"-{number}" if number > 1 else "")
         store = open_store(url)
-        if catalog.read_run(store) is None or _is_begun_by(store, hello):
+        if catalog.read_run(store) is None or is_begun_by(store, hello):
             return store
     msg = f"{hello.url}: {_MOST_NAMES} runs of this name exist"
     raise ValueError(msg)
 
 
-def _is_begun_by(store: Store, hello: Hello) -> bool:
+def is_begun_by(store: Store, hello: Hello) -> bool:
     """Whether an earlier start of the same script in the same launch began this run and did not finish it.
 
     Another script of the launch (a sweep in one job) has other arguments, or still trains, or has finished.

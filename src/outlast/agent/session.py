@@ -14,10 +14,10 @@ from outlast._errors import OutlastError
 from outlast._types import Json, Reason
 from outlast.agent.alive import Heartbeat
 from outlast.agent.claim import Waits, utc_now
-from outlast.agent.control import ControlPage, Phase, Stop, Word
+from outlast.agent.control import ControlPage, Phase, Word
 from outlast.agent.heed import Heed
 from outlast.agent.ledger import Ledger
-from outlast.agent.opening import Opening
+from outlast.agent.opening import Opened, Opening
 from outlast.agent.persist import Persister
 from outlast.agent.place import open_place, with_capacity
 from outlast.agent.precedent import learn
@@ -46,8 +46,7 @@ from outlast.agent.retelling import Retelling
 from outlast.agent.tasks import Hooks, Newest, Task
 from outlast.agent.tuning import Tuning, begin, keep
 from outlast.agent.wire import Closed, Wire
-from outlast.checkpoint.events import EventLog
-from outlast.checkpoint.manifest import AttemptRecord, CheckpointId, Chunk, Manifest
+from outlast.checkpoint.manifest import AttemptRecord, CheckpointId, Manifest
 from outlast.notice.base import Notice
 from outlast.policy.alarm import Sight
 from outlast.policy.hazard import Spell, end_of
@@ -259,23 +258,24 @@ class Session:
         except ProcessLookupError as error:
             raise Closed(str(error)) from error
         hello = with_capacity(hello)
-        store = open_place(hello)
-        opening = Opening(
-            self._wire, hello, store, say=self._say, waits=self._waits, newest=self._outlived, held=self._held
-        )
         try:
-            record = opening.rejoined(hello.rejoin) if hello.rejoin else opening.attempt()
+            opened = None
+            while opened is None:  # with resume="never" another start may take the name that was free
+                opening = Opening(
+                    self._wire, hello, open_place(hello),
+                    say=self._say, waits=self._waits, kept=self._events_kept, newest=self._outlived, held=self._held,
+                )  # fmt: skip
+                opened = opening.rejoined(hello.rejoin) if hello.rejoin else opening.attempt()
         finally:
             if self._outlived is not None:
                 self._outlived.arena.close()
                 self._outlived = None
-        self._start(hello, store, record, None if hello.rejoin else opening.damaged)
+        self._start(hello, opened)
 
-    def _start(
-        self, hello: Hello, store: Store, record: AttemptRecord, damaged: frozenset[Chunk] | None
-    ) -> None:
+    def _start(self, hello: Hello, opened: Opened) -> None:
+        store, record, heartbeat = opened.store, opened.record, opened.heartbeat
         page = ControlPage.create()
-        events = Ledger(EventLog(store, record.attempt, record.nonce, hello.rank), self._events_kept)
+        events = heartbeat.events
         retention = Retention(store, record, hello.keep, say=self._say, note=self._record)
         hooks = Hooks(
             answer=self._answer,
@@ -293,9 +293,8 @@ class Session:
             events=events,
             page=page,
             best=hello.keep.best,
-            damaged=damaged,
+            damaged=opened.damaged,
         )
-        heartbeat = Heartbeat(store, record, events, superseded=self._superseded)
         heed = Heed(page, persister, retention, say=self._say, note=self._record)
         retelling = Retelling(store, record, hello.rank, send=self._wire.send, say=self._say)
         tuning = Tuning(page, persister.measured, hello.max_lost, record, say=self._say, note=self._record)
@@ -305,6 +304,7 @@ class Session:
         with self._lock:
             self.claimed = claimed
             notices = self._notices
+        heartbeat.tell(self._superseded)
         learn(store, record.attempt, hello.rank, persister.precede)
         begin(tuning, store, record, hello)
         page[Word.INTERRUPTS] = self._interrupts
@@ -405,7 +405,7 @@ class Session:
     def _superseded(self, why: str) -> None:
         self._say(why)
         if self.claimed is not None:
-            self.claimed.page[Word.STOP] = Stop.SUPERSEDED
+            self.claimed.heed.superseded()
 
     def _committed(self, id: CheckpointId, manifest: Manifest) -> None:  # noqa: A002 - the field's name
         claimed = self.claimed

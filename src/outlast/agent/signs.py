@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from itertools import islice
+
 import msgspec
 
 from outlast._types import Json
@@ -31,14 +34,18 @@ def newest_parts(store: Store, attempt: int, nonce: str | None) -> tuple[str, ..
 
 
 def agents_now(store: Store, parts: tuple[str, ...]) -> list[ProcessId]:
-    """The agents that last wrote: not the claimant's, where that one was killed alone."""
-    found = []
+    """The agents that last wrote: not the claimant's, where that one was killed alone.
+
+    Args:
+        store: of the run.
+        parts: the newest ones. Those before each are looked through as well, since a part that a save put names no agent.
+    """
+    found: list[ProcessId] = []
     for part in parts:
-        alive = next((event for event in reversed(_events(store, part)) if event.get("kind") == "alive"), {})
-        try:
-            found.append(msgspec.convert(alive.get("agent"), ProcessId))
-        except msgspec.ValidationError:
-            continue
+        folder = part.rpartition("/")[0]
+        earlier = sorted(info.key for info in store.list(f"{folder}/") if info.key <= part)
+        named = (agent for key in reversed(earlier) if (agent := _agent_in(store, key)) is not None)
+        found.extend(islice(named, 1))
     return found
 
 
@@ -46,6 +53,14 @@ def have_ended(store: Store, parts: tuple[str, ...]) -> bool:
     """Whether each of them says that its attempt is over."""
     ended = [any(event.get("kind") == "end" for event in _events(store, part)) for part in parts]
     return bool(ended) and all(ended)
+
+
+def _agent_in(store: Store, part: str) -> ProcessId | None:
+    for event in reversed(_events(store, part)):
+        if event.get("kind") == "alive":
+            with contextlib.suppress(msgspec.ValidationError):
+                return msgspec.convert(event.get("agent"), ProcessId)
+    return None
 
 
 def _events(store: Store, part: str) -> list[dict[str, Json]]:

@@ -6,6 +6,7 @@ wrong twice counts as damaged, and a store that is out of reach says nothing abo
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -94,10 +95,19 @@ def read_run(store: Store) -> RunRecord | None:
     )  # another start put it just now
 
 
-def create_run(store: Store, run_id: str, created_utc: str) -> RunRecord:
-    """Put the run's record if there is none; return the one that stands, which may be another starter's."""
+def create_run(store: Store, run_id: str, created_utc: str, settle_s: float = 0.0) -> RunRecord:
+    """Put the run's record if there is none; return the one that stands, which may be another starter's.
+
+    Args:
+        store: of the run.
+        run_id: what to name it.
+        created_utc: now, ISO 8601.
+        settle_s: seconds to wait before it is read back, where create-if-absent is ignored: the last one put then stands.
+    """
     record = RunRecord(format=FORMAT_VERSION, run_id=run_id, created_utc=created_utc)
     store.create(RUN_KEY, seal(record))
+    if not store.honours_create:
+        time.sleep(settle_s)
     return read_record(store, RUN_KEY, RunRecord)[0]
 
 
