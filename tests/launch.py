@@ -157,6 +157,12 @@ class Lab:
         path.write_text(source)
         return self.script(*arguments, path=path, **env)
 
+    def supervised_source(self, source: str, **env: object) -> Started:
+        """Start `outlast run -- python script.py`, of which this is the source."""
+        path = self.folder / "script.py"
+        path.write_text(source)
+        return self.supervised(command=[sys.executable, str(path)], **env)
+
     def supervised(self, *options: str, command: list[str] | None = None, **env: object) -> Started:
         """Start `outlast run OPTIONS -- python train.py`."""
         log = self.folder / f"log-{len(self.started)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,7 +27,7 @@ from outlast.state.capture import check_states
 from outlast.state.settings import describe
 from outlast.state.steps import StepWatch
 from outlast.trainer.batches import Batches
-from outlast.trainer.ending import ended_by, first_at_exit, watch_exceptions
+from outlast.trainer.ending import end_with, ended_by, first_at_exit, watch_exceptions
 from outlast.trainer.first_calls import settle_first_calls
 from outlast.trainer.frozen import stored
 from outlast.trainer.loop import Kind, Loop
@@ -174,6 +175,7 @@ class Run:
         self._tracked = TrackedRun(
             link.welcome.run_id, offer.url.rstrip("/").rpartition("/")[2], self.attempt
         )
+        self._cut_with: object = None
         _active.append(self)
         atexit.register(self._at_exit)
         signals.tell(link.notice)
@@ -292,10 +294,13 @@ class Run:
     def should_stop(self) -> bool:
         """Whether this machine goes away or Ctrl-C came: long evaluation may ask, and return early.
 
-        An epoch's tail that was told so is not counted: the next attempt runs it whole.
+        An epoch's tail that was told so is not counted: the next attempt runs it whole. A loop needs not ask in order to leave:
+        it does so by itself, at its next safe point, and saves. One that is left by a `break` after it was told is not over
+        either: the script ends with 75 all the same, and the next attempt goes on from the last save.
         """
-        stop, loop = self._keeper.should_stop(), self._loop
-        loop.tail_cut = loop.tail_cut or (stop and loop.tail_open)
+        stop = self._keeper.should_stop()
+        if stop and not self._left:
+            self._loop.told_to_stop()
         return stop
 
     def _enter(self, kind: Kind, *, done: bool) -> None:
@@ -308,7 +313,12 @@ class Run:
         release_vars(self.vars)
         if done:
             say(f"this run is finished: epoch {self.epoch}, step {self.step}; there is nothing to train")
-            self._end_loop(kind)
+            if self._keeper.is_finished:
+                self._end_loop(kind)
+            else:  # it was told to leave right after its last step: what is left is to say that that was the last one
+                self._loop.enter(kind)
+                self._loop.begin_reading(None)
+                self._finish()
             return
         self._loop.enter(kind)
 
@@ -361,4 +371,11 @@ class Run:
                 self._loop.save_asked()
             except (OutlastError, SystemExit) as error:
                 say(f"the save that was asked for at step {self.step} is not durable: {error}")
+        if self._loop.body_cut and ended_by() is None:
+            try:
+                self._loop.leave_cut()
+            except SystemExit as left:
+                self._cut_with = left.code
         self._keeper.close(self.attempt, self.step)
+        if isinstance(self._cut_with, int) and threading.current_thread() is threading.main_thread():
+            end_with(self._cut_with)

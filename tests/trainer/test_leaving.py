@@ -108,6 +108,22 @@ def test_sigterm_during_a_long_validation_is_saved_while_it_runs(lab: Lab, kind:
     assert lab.of("end")[0]["epochs_stepped"] == 3
 
 
+def test_one_that_leaves_after_its_last_step_is_finished_by_the_next_start(lab: Lab) -> None:
+    """Nothing is left to train, but to say that this was the end: for `status`, for trackers, and for whoever reads the commit."""
+    started = lab.script(T_GATES="tail:2")
+    lab.at("tail:2")
+    started.kill(signal.SIGTERM)
+    started.says("SIGTERM: this machine goes away")
+    lab.open("tail:2")
+    assert started.wait() == PREEMPTED, lab.said()
+    assert (lab.commits()[-1]["step"], lab.commits()[-1]["finished"]) == (18, False)
+    for _ in range(2):
+        assert lab.script().wait() == 0, lab.said()
+        assert (lab.commits()[-1]["step"], lab.commits()[-1]["finished"]) == (18, True)
+    assert [c["attempt"] for c in lab.commits() if c["finished"]] == [2]
+    assert len(lab.of("step")) == 18
+
+
 FROZEN = """
 import os, time, torch, outlast
 

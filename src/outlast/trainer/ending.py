@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
+from typing import NoReturn
 
 from outlast._errors import EXIT_INTERRUPTED, OutlastError
 from outlast._say import say
@@ -77,6 +78,16 @@ def first_at_exit(hook: Callable[[], None]) -> None:
     threading.Thread(target=wait, name="outlast-main", daemon=True).start()
 
 
+def end_with(code: int) -> NoReturn:
+    """End this process now: at its exit there is no other way to say with which code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody is listening any more
+    os._exit(code)
+
+
 def exit_by(at_s: float, code: int, last: Callable[[], None]) -> None:
     """End this process at `at_s` (monotonic) with `code`, unless it has ended before, whatever still runs in it.
 
@@ -89,12 +100,7 @@ def exit_by(at_s: float, code: int, last: Callable[[], None]) -> None:
     def end() -> None:
         time.sleep(max(at_s - time.monotonic(), 0.0))
         last()
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                pass  # nobody is listening any more
-        os._exit(code)
+        end_with(code)
 
     threading.Thread(target=end, name="outlast-exit", daemon=True).start()
 

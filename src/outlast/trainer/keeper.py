@@ -207,6 +207,11 @@ class Keeper:
         self.due_next = True
 
     @property
+    def is_finished(self) -> bool:
+        """Whether what stands on the store is the end of the run."""
+        return self._saved_as == "finished" and not self._changed
+
+    @property
     def is_asked(self) -> bool:
         """Whether a save was asked for that no safe point has taken, and the script has not said how it ends."""
         return self._user_save is not None and self._ending == "ended"
@@ -217,12 +222,12 @@ class Keeper:
         number = self._saver.take(Order(step, Reason.USER, pinned=pinned, best=self._take_best()))
         if not self._wait_saved(number, step, "the save is durable"):
             self._leave_unsaved(step)
-        self._changed = False
+        self._changed, self._held = False, None
 
     def leave(self, epoch: int, step: int, *, cut: bool = False) -> NoReturn:
         """Save and end the script: this machine goes away, Ctrl-C came, or a newer attempt has taken over.
 
-        `cut`: the epoch's tail was cut short by `should_stop`; what is held from before it is what counts.
+        `cut`: the epoch's tail, or its loop, was cut short by `should_stop`; what is held from before it is what counts.
         """
         self._stay_away()
         self._superseded_if_so(f"leaving at epoch {epoch}, step {step}")
@@ -250,7 +255,7 @@ class Keeper:
     def finish(self, step: int) -> None:
         """The loop is over: exit 0 must mean that its end is durable."""
         self._stay_away()
-        if self._changed or self._saved_as != "finished":
+        if not self.is_finished:
             self._ending = "unsaved"  # whatever the script does with an exception
             number = self._saver.take(Order(step, Reason.FINAL, finished=True, best=self._take_best()))
             if not self._wait_saved(number, step, "the final state is durable"):
@@ -294,7 +299,7 @@ class Keeper:
         if self._signals.abandon or self._give_up:
             return
         in_time = True
-        if self._ending == "finished" or (self._saved_as == "finished" and not self._changed):
+        if self._ending == "finished" or self.is_finished:
             # All is durable, and the agent is still there to read back.
             in_time = self._finish_trackers(_TRACKERS_FINISHED_S, final=True)
         self._saver.finish()
@@ -310,7 +315,7 @@ class Keeper:
             self.tracking.hold()
         if self._saver.take(order, in_loop=True) is None:
             return False
-        self._changed = False
+        self._changed, self._held = False, None
         self._saved_as = None  # that was what training began with
         if order.reason is Reason.EMERGENCY:
             self._emergencies = asked

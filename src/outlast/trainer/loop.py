@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 
@@ -55,6 +55,7 @@ class Loop:
         source: what the epoch's batches come from, while they are read.
         tail_open: whether the epoch's batches are over, and its tail is not.
         tail_cut: whether that tail was told to stop.
+        body_cut: whether the body of the batch or step that is under way was told so; a `break` then ends no epoch and no run.
         own_points: whether `run.safe_point` was called within an epoch that reads no batches.
         keeper: saves, and leaves.
     """
@@ -78,7 +79,7 @@ class Loop:
         self.step = 0
         self.vars = Vars()
         self.source: Source | None = None
-        self.tail_open = self.tail_cut = self.own_points = False
+        self.tail_open = self.tail_cut = self.body_cut = self.own_points = False
         self.resumed = resumed
         self._attempt = link.welcome.attempt
         self._states = states
@@ -166,6 +167,7 @@ class Loop:
     def boundary(self, *, always: bool = False) -> None:
         """The loop asks for the next batch: a safe point, if an optimizer has stepped since the last one."""
         self.keeper.batch()
+        self.body_cut = False
         if not (self._watch.stepped() or always):
             return
         self.step += 1
@@ -180,8 +182,8 @@ class Loop:
                 "the epoch read no run.batches: where its data stand is not known, only the generators are restored",
             )
             self._announce(self.resumed)
-        if self.tail_cut:
-            self.keeper.leave(self.epoch, self.step, cut=True)
+        if self.tail_cut or self.body_cut:
+            self.leave_cut()
         self.epoch += 1
         self.tail_open = self.own_points = False
         tail_resumed(None)
@@ -193,6 +195,22 @@ class Loop:
         if self.kind == "epochs" and not taken:
             self.keeper.hold(self.step)
         self._watch.mark()
+
+    def told_to_stop(self) -> None:
+        """The script was told that it should stop, and may leave what it is in by a `break` or `return`."""
+        self.tail_cut = self.tail_cut or self.tail_open
+        in_body = self.kind == "steps" or (self.kind is not None and self.source is not None)
+        self.body_cut = self.body_cut or in_body
+
+    def leave_cut(self) -> NoReturn:
+        """Leave where the script has cut short a tail or a body: what is whole was saved or held before it."""
+        if self.body_cut:
+            say(
+                "the loop was left by a break, because run.should_stop() said so, and what came after the last save is lost with "
+                "it: within its loop a run leaves by itself, at the next safe point, where it can save"
+            )
+            self.body_cut = False
+        self.keeper.leave(self.epoch, self.step, cut=True)
 
     def begin_head(self) -> None:
         """An epoch is entered: its head, up to the batches, draws what it drew when it first ran."""
