@@ -22,6 +22,7 @@ from outlast.agent.link import Link
 from outlast.agent.protocol import PROTOCOL, Hello
 from outlast.agent.tee import print_by_lines
 from outlast.data.source import Source
+from outlast.data.workers import shield_every_loader
 from outlast.notice.grace import grace_s
 from outlast.state.capture import check_states
 from outlast.state.settings import describe
@@ -132,6 +133,7 @@ class Run:
         watch = StepWatch(state)
         settings = {**describe(state), "arguments": _config.arguments_digest(sys.argv)}
         signals = Signals(grace_s(env))
+        shield_every_loader()
         link = Link(
             Hello(
                 protocol=PROTOCOL,

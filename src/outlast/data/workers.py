@@ -7,6 +7,7 @@ would die first, and the trainer would fail on its loader instead of saving (Kem
 from __future__ import annotations
 
 import ctypes
+import functools
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data import dataloader as torch_loader
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
@@ -82,6 +84,29 @@ def shield(loader: Any) -> None:
             user.user if isinstance(user, ShieldedInit) else user,
             getattr(loader, "multiprocessing_context", None),
         )
+
+
+def shield_every_loader() -> None:
+    """Shield, from now on, the workers of all torch loaders of this process.
+
+    An evaluation's loader is not handed to `run.batches`. Its workers would die of a signal to the group, and with them the
+    evaluation, the trainer and all since the last save.
+    """
+    made = torch_loader._MultiProcessingDataLoaderIter.__init__  # noqa: SLF001  # torch has no hook there
+    if hasattr(made, "__wrapped__"):
+        return
+
+    @functools.wraps(made)
+    def shielded(self: Any, loader: Any) -> None:
+        user = loader.worker_init_fn
+        shield(loader)
+        try:
+            with notices_held():
+                made(self, loader)
+        finally:
+            loader.worker_init_fn = user
+
+    torch_loader._MultiProcessingDataLoaderIter.__init__ = shielded  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def _leave_to_the_trainer(*_: object) -> None:

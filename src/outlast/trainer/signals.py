@@ -10,13 +10,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeAlias
 
-from torch.utils.data import get_worker_info
-
 from outlast._errors import Preempted
 from outlast._say import say
 
-_WORKER_GRACE_S = 20.0
-"""A forked worker of a foreign loader lives on so long after a SIGTERM that went to the whole group."""
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
 _Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 _wakeup: int | None = None
@@ -142,12 +138,6 @@ def _wake_no_more() -> None:
 
 
 def _in_a_fork(number: int) -> None:
-    """In a process that the script forked: as if nobody had set a handler, but for the workers of a loader.
-
-    A SIGTERM that goes to the whole group must not take the loader before the trainer has saved.
-    """
-    if get_worker_info() is None:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        return
-    threading.Timer(_WORKER_GRACE_S, os._exit, (128 + number,)).start()
+    """In a process that the script forked: as if nobody had set a handler. A loader's workers are shielded, and get here never."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
