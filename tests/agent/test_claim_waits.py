@@ -134,3 +134,65 @@ def test_the_agent_of_an_attempt_with_a_damaged_record_is_asked_where_it_is_near
         wait_until_gone(store, claimant(), say=lambda _: None, waits=SHORT)
     alive(store, agent=HERE)  # the claimant's own agent, whose earlier script it was
     assert wait_until_gone(store, claimant(), say=not_waiting, waits=SHORT) == 1
+
+
+class Finishing(MemoryStore):
+    """A store into which the attempt's agent puts its last events as it is looked at again and again."""
+
+    def list(self, prefix=""):
+        found = super().list(prefix)
+        looks = sum(entry == ("list", prefix) for entry in self.log)
+        if prefix.startswith("events/") and looks == 5:
+            alive(self, agent=WORKING)
+            log = EventLog(self, 1, "aaaa", 0)
+            log.add({"kind": "end", "utc": UTC, "step": 0, "outcome": "killed"})
+            log.flush()
+        return found
+
+
+WORKING = process_id(os.getppid())
+"""An agent that lives, and is none of the claimant's."""
+
+
+def test_a_relaunch_waits_for_the_agent_that_still_writes_what_the_launch_saved():
+    """Its trainer was killed; it says that it has ended when all is durable, though it may live on with another script."""
+    said = []
+    store = holding(Finishing, msgspec.structs.replace(record(GONE, launch_id="ours"), agent=WORKING))
+    assert wait_until_gone(store, claimant(), say=said.append, waits=Waits(poll_s=0.0)) == 1
+    assert ["its agent is still finishing" in line for line in said] == [True]
+
+
+@pytest.mark.parametrize("same", [{"launch_id": "ours"}, {"job_id": "slurm-5"}])
+def test_a_relaunch_takes_over_from_an_agent_that_never_finishes_and_any_other_start_does_not(same):
+    """Nobody would start the launch again if it ended here; another start says which agent lives."""
+    shortest = Waits(draining_s=0.05, own_draining_s=0.05, poll_s=0.01)
+    store = holding(MemoryStore, msgspec.structs.replace(record(GONE, **same), agent=WORKING))
+    assert wait_until_gone(store, claimant(job_id="slurm-5"), say=lambda _: None, waits=shortest) == 1
+    with pytest.raises(RunAlive, match=f"its agent is process {WORKING.pid}"):
+        wait_until_gone(store, claimant(launch_id="other"), say=lambda _: None, waits=shortest)
+
+
+def test_an_agent_that_took_over_from_a_killed_one_is_found_though_its_newest_part_does_not_name_it():
+    """A part that a save put holds no sign of life; the record names the agent that was killed."""
+    store = holding(MemoryStore, record(GONE))
+    alive(store, agent=WORKING)
+    log = EventLog(store, 1, "aaaa", 0)
+    log.add({"kind": "save", "utc": UTC, "step": 5})
+    log.flush()
+    with pytest.raises(RunAlive, match=f"its agent is process {WORKING.pid}"):
+        wait_until_gone(store, claimant(), say=lambda _: None, waits=SHORT)
+
+
+def test_an_attempt_that_was_claimed_while_another_was_waited_for_is_asked_too():
+    """It came first, and lives."""
+
+    class Claimed(MemoryStore):
+        def list(self, prefix=""):
+            if prefix.startswith("events/"):
+                second = msgspec.structs.replace(record(HERE, launch_id="theirs"), attempt=2)
+                self.objects[attempt_key(2)] = seal(second)
+            return super().list(prefix)
+
+    store = holding(Claimed, record(ELSEWHERE))
+    with pytest.raises(RunAlive, match="attempt 2 of .* is alive"):
+        wait_until_gone(store, claimant(), say=lambda _: None, waits=SHORT)
