@@ -215,3 +215,10 @@ def cpu_ticks(pid: int) -> int:
     """Hundredths of a second that a process has computed."""
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return int(user) + int(system)
+
+
+def test_a_take_over_holds_until_an_attempt_is_claimed(lab: Lab) -> None:
+    """The first launch found the store out of reach; the one after it must not be refused for want of the flag."""
+    script = 'echo "[$OUTLAST_TAKE_OVER]" >> tries; [ $(wc -l < tries) -gt 1 ] || exit 74'
+    assert lab.supervised("--take-over", command=["bash", "-c", script]).wait() == 0, lab.said()
+    assert (lab.folder / "tries").read_text().split() == ["[1]", "[1]"]

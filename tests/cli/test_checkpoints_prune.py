@@ -15,11 +15,11 @@ from outlast._errors import ConfigError, FormatTooNew, RunAlive
 from outlast._process import process_id
 from outlast._types import Best, Keep, Reason
 from outlast.agent import claim
-from outlast.checkpoint import catalog
+from outlast.checkpoint import catalog, pins
 from outlast.checkpoint.manifest import AttemptRecord, BestValue, Manifest, ProcessId, attempt_key, seal
 from outlast.checkpoint.sealed import read_record
 from outlast.checkpoint.writer import commit
-from outlast.cli import checkpoints, prune
+from outlast.cli import checkpoints, prune, status
 from outlast.store.local import LocalStore
 from saving import RUN_ID, id_of, restore, save, state_of
 from saving import UTC as THEN
@@ -215,8 +215,9 @@ class TestPrune:
             return verify(*arguments, **options)
 
         monkeypatch.setattr(catalog, "verify", meanwhile)
-        call(capsys, "prune", "gpt")
+        said = call(capsys, "prune", "gpt")
         assert before.items() <= files(store).items()
+        assert "Deleted 0 of 6 checkpoints, 0 B" in said, "what is said is what was done"
 
 
 class TestPin:
@@ -232,6 +233,24 @@ class TestPin:
         call(capsys, "pin", "gpt", id_of(1).name, "--remove")
         call(capsys, "prune", "gpt", "--keep-last", "1")
         assert steps(store) == [5, 6]
+
+    def test_one_who_takes_a_pin_back_takes_no_other_persons(self, store, capsys, monkeypatch):
+        """A prune was deleting it, saw the first pin and put the commit back; the second was told that it is pinned."""
+        key, told = id_of(6).commit_key, []
+        commit_of_6 = store.get(key)
+        store.delete([key])
+        delete = LocalStore.delete
+
+        def meanwhile(self, keys):
+            if not told:
+                store.put(key, commit_of_6)
+                told.append(pins.pin(store, RUN_ID, id_of(6), THEN))
+            delete(self, keys)
+
+        monkeypatch.setattr(LocalStore, "delete", meanwhile)
+        assert pins.pin(store, RUN_ID, id_of(6), THEN)
+        assert told == [True]
+        assert id_of(6) in pins.pinned(store)
 
     def test_what_is_not_there_cannot_be_pinned(self, store, capsys):
         """Nor unpinned, and a script's own pin cannot be taken back."""
@@ -265,3 +284,18 @@ def test_what_the_run_deletes_meanwhile_is_not_called_damaged(store, capsys, mon
     monkeypatch.setattr(catalog, "load", meanwhile)
     found = json.loads(call(capsys, command, "gpt", "--json"))["checkpoints"]
     assert [row["step"] for row in found] == [6, 5, 4, 3, 1]
+
+
+def test_status_calls_what_the_run_deletes_meanwhile_no_fault(store, monkeypatch):
+    """It shows the newest that can be read."""
+    load = catalog.load
+
+    def meanwhile(store, id):
+        if id.step == 6:
+            store.delete([id.commit_key, id.manifest_key(0)])
+        return load(store, id)
+
+    monkeypatch.setattr(catalog, "load", meanwhile)
+    faults = []
+    found, _, _ = status._durable(store, faults)
+    assert (found["step"], faults) == (5, [])

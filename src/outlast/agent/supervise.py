@@ -122,7 +122,10 @@ def supervise(
             ended = _launch(
                 command, env, listener, loop, interrupts=interrupts, history=history, outlets=outlets
             )
-            env.pop("OUTLAST_TAKE_OVER", None)  # once: what this launch has started is its own from now on
+            if ended.attempt:
+                env.pop(
+                    "OUTLAST_TAKE_OVER", None
+                )  # once: what this launch has started is its own from now on
             code = _what_next(
                 ended,
                 history,

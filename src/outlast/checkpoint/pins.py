@@ -44,6 +44,9 @@ def pin(store: Store, run_id: str, id: CheckpointId, utc: str) -> bool:  # noqa:
     is_there = is_committed(store, id)
     if is_new and not is_there:
         store.delete([pin_key(id)])
+        if is_committed(store, id):
+            # Whoever was deleting it saw this pin and has put the commit back; and somebody else may have been told that it holds.
+            return pin(store, run_id, id, utc)
     return is_there
 
 

@@ -98,7 +98,7 @@ class Pruner:
         now_s: float,
         at_once: bool = False,
     ) -> Plan:
-        """Delete what is not needed; returns what was to be deleted.
+        """Delete what is not needed; returns what was deleted.
 
         Args:
             whose: who prunes.
@@ -113,9 +113,9 @@ class Pruner:
         seen = self.holdings.look(in_flight)
         self._commit_pinned(seen, whose)
         plan = self.plan(seen, whose, now_s=now_s, at_once=at_once)
-        self.carry_out(plan, seen, may_go_on)
+        done = self.carry_out(plan, seen, may_go_on)
         self.holdings.forget_all_but(seen)
-        return plan
+        return done
 
     def plan(
         self,
@@ -187,27 +187,37 @@ class Pruner:
         since = [unneeded.since_s for unneeded in self._unneeded.values()]
         return max(min(since) + TRASH_S - now_s, 0.0) if since else None
 
-    def carry_out(self, plan: Plan, seen: Seen, may_go_on: Callable[[], bool]) -> None:
-        """Delete what was decided, in the order that is safe."""
+    def carry_out(self, plan: Plan, seen: Seen, may_go_on: Callable[[], bool]) -> Plan:
+        """Delete what was decided, in the order that is safe; return what of it was deleted."""
         kept_after_all = set[str]()
+        gone, unfinished, segments = list[CheckpointId](), list[CheckpointId](), dict[str, int]()
+
+        def done() -> Plan:
+            return Plan(tuple(gone), tuple(unfinished), segments, plan.waiting)
+
         for id in plan.checkpoints:  # noqa: A001
             if not may_go_on():
-                return
+                return done()
             if self._uncommit(id):
+                gone.append(id)
                 self._delete_folder(id, seen.folders[id])
             elif id in seen.whole:
                 kept_after_all |= seen.whole[id].segments
         for id in plan.unfinished:  # noqa: A001
             if not may_go_on():
-                return
+                return done()
+            unfinished.append(id)
             self._delete_folder(id, seen.folders[id])
         keys = sorted(plan.segments.keys() - kept_after_all)
         for start in range(0, len(keys), BATCH):
             if not may_go_on():
-                return
-            self._store.delete(keys[start : start + BATCH])
-            for key in keys[start : start + BATCH]:
+                return done()
+            batch = keys[start : start + BATCH]
+            self._store.delete(batch)
+            for key in batch:
+                segments[key] = plan.segments[key]
                 self._unneeded.pop(key, None)
+        return done()
 
     def _uncommit(self, id: CheckpointId) -> bool:  # noqa: A002
         """Delete a commit; False where somebody pinned the checkpoint while that was done: it is put back."""

@@ -108,7 +108,12 @@ def prune(
         seen, whose, now_s=time.monotonic(), at_once=True, damaged=bad if damaged else frozenset()
     )
     if not dry_run:
-        pruner.carry_out(plan, seen, lambda: max(catalog.attempts(store), default=0) == newest)
+        planned = plan
+        plan = pruner.carry_out(plan, seen, lambda: max(catalog.attempts(store), default=0) == newest)
+        if len(plan.checkpoints) < len(planned.checkpoints):
+            Console(stderr=True).print(
+                "not all that may go is deleted: a start has claimed the run, which prunes itself, or somebody pinned one meanwhile"
+            )
     _show(store, seen, plan, bad, dry_run=dry_run, json=json)
 
 

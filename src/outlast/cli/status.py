@@ -115,7 +115,8 @@ def _durable(store: Store, faults: list[str]) -> tuple[dict[str, Json] | None, b
         try:
             loaded = catalog.load(store, checkpoint)
         except (ObjectMissing, ObjectDamaged, FormatTooNew) as error:
-            faults.append(f"checkpoint {checkpoint.name}: {error}")
+            if catalog.is_committed(store, checkpoint):  # else the run has deleted it meanwhile
+                faults.append(f"checkpoint {checkpoint.name}: {error}")
             continue
         saved_utc = max(manifest.saved_utc for manifest in loaded.manifests)
         found = {
