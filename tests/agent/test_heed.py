@@ -83,9 +83,9 @@ def heeding():
         one.close()
 
 
-def notice(kind="machine", seconds: float | None = 100.0, source="a source") -> Notice:
+def notice(kind="machine", seconds: float | None = 100.0, source="a source", number=1) -> Notice:
     deadline_s = None if seconds is None else time.monotonic() + seconds
-    return Notice(f"{source}-1", source, kind, deadline_s, datetime.now(UTC))
+    return Notice(f"{source}-{number}", source, kind, deadline_s, datetime.now(UTC))
 
 
 def test_what_is_printed_waits_from_a_notice_to_its_commit_and_no_longer(heeding, monkeypatch):
@@ -213,6 +213,22 @@ def test_a_notice_that_led_to_no_save_is_written_down_as_such(heeding):
     one.heed.end()
     assert [outcome["durable"] for outcome in one.noted("notice-outcome")] == [False]
     assert one.heed.served == ()
+
+
+def test_a_notice_in_the_place_of_another_is_decided_upon_anew(heeding):
+    """A second rebalance recommendation, seen in the look that no longer sees the first: it gets its own save and its own outcome."""
+    one = heeding()
+    one.save(1, state_of(1, SIZES))
+    one.heed.look((notice("hint", None),))
+    one.save(2, state_of(2, SIZES), reason=Reason.EMERGENCY)
+    one.heed.look((notice("hint", None, number=2),))
+    assert one.seen == (Stop.NO, 2)
+    assert one.heed.served == ()
+    one.save(3, state_of(3, SIZES), reason=Reason.EMERGENCY)
+    outcomes = [(outcome["id"], outcome["checkpoint"]) for outcome in one.noted("notice-outcome")]
+    assert outcomes == [("a source-1", id_of(2).name), ("a source-2", id_of(3).name)]
+    told = [kind for kind, _ in one.notes if kind in ("notice", "decision", "notice-cancelled")]
+    assert told == ["notice", "decision", "notice-cancelled", "notice", "decision"]
 
 
 def test_a_trainer_that_hangs_has_what_is_held_saved_in_time(heeding):

@@ -79,7 +79,7 @@ class Heed:
         now = time.monotonic()
         with self._lock:
             self._learn()
-            news = self._compare({notice.source: notice for notice in notices}, now)
+            news = self._compare({notice.id: notice for notice in notices}, now)
             ending = [h.notice for h in self._heeded.values() if h.notice.kind != "hint"]
             if not self._heeded and not news:
                 return False
@@ -160,28 +160,28 @@ class Heed:
         )
 
     def _compare(self, standing: dict[str, Notice], now: float) -> bool:
-        """Take over what is new and what has moved, let go what stands no more."""
+        """Let go what stands no more, take over what is new and what has moved; both by the notices' ids."""
         news = False
-        for source in self._heeded.keys() - standing.keys():
-            gone = self._heeded.pop(source)
-            self._note("notice-cancelled", source=source, durable=gone.durable)
+        for id in self._heeded.keys() - standing.keys():  # noqa: A001 - the field's name
+            gone = self._heeded.pop(id)
+            self._note("notice-cancelled", source=gone.notice.source, durable=gone.durable)
             news = True
-        for source, notice in standing.items():
-            known = self._heeded.get(source)
+        for id, notice in standing.items():  # noqa: A001 - the field's name
+            known = self._heeded.get(id)
             if known is not None and known.notice == notice:
                 continue
             utc = notice.deadline_utc
             self._note(
                 "notice",
-                source=source,
-                id=notice.id,
+                source=notice.source,
+                id=id,
                 announces=notice.kind,
                 confidence=notice.confidence,
                 deadline_utc=utc.isoformat(timespec="milliseconds") if utc else None,
             )
             news = True
             if known is None:
-                self._heeded[source] = _Heeded(notice, now)
+                self._heeded[id] = _Heeded(notice, now)
             else:
                 known.notice = notice
         return news
