@@ -231,6 +231,35 @@ def test_a_notice_in_the_place_of_another_is_decided_upon_anew(heeding):
     assert told == ["notice", "decision", "notice-cancelled", "notice", "decision"]
 
 
+@pytest.mark.parametrize("kind", ["machine", "signal", "leave"])
+def test_a_hint_that_becomes_an_end_is_decided_upon_anew(heeding, kind):
+    """What was saved for the hint is not what the end led to: it gets a save of its own, or none, and its outcome says which."""
+    one = heeding()
+    one.save(1, state_of(1, SIZES))
+    one.heed.look((notice("hint", 700.0),))
+    one.save(2, state_of(2, SIZES), reason=Reason.EMERGENCY)
+    one.page[Word.STEPS] = 500
+    one.heed.look((notice(kind, 590.0),))
+    assert one.seen == ((Stop.NO, 2) if kind == "machine" else (Stop.LEAVE, 1))
+    assert len(one.noted("decision")) == 2
+    assert one.heed.served == ()
+    assert one.noted("notice-cancelled") == []
+    one.heed.end()
+    assert [outcome["durable"] for outcome in one.noted("notice-outcome")] == [True, False]
+
+
+def test_an_end_that_is_put_off_until_it_is_a_hint_is_taken_back(heeding):
+    """The trainer is not to leave any more, and the ledger says why."""
+    one = heeding()
+    one.save(1, state_of(1, SIZES))
+    one.heed.look((notice("machine", 1.0),))
+    assert one.page[Word.STOP] == Stop.LEAVE
+    one.heed.look((notice("hint", 7000.0),))
+    assert one.page[Word.STOP] == Stop.NO
+    told = [(kind, fields.get("announces")) for kind, fields in one.notes if kind.startswith("notice")]
+    assert told == [("notice", "machine"), ("notice-cancelled", None), ("notice", "hint")]
+
+
 def test_a_trainer_that_hangs_has_what_is_held_saved_in_time(heeding):
     """No safe point comes any more: not at once, where time is left, but before the deadline, as an emergency."""
     one = heeding()

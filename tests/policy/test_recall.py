@@ -125,6 +125,20 @@ def test_the_deadline_is_the_last_that_was_told():
     assert (found.utc, found.deadline_utc) == ("first", "a")
 
 
+def test_a_hint_that_becomes_an_end_counts_as_the_end_that_it_is():
+    """What was saved while it was a hint is not what the end led to."""
+    notice = {"attempt": 1, "kind": "notice", "source": "aws", "id": "aws-1", "step": 5}
+    found = heard(
+        [
+            {**notice, "announces": "hint"},
+            {"attempt": 1, "kind": "save", "reason": "emergency", "step": 6},
+            {**notice, "announces": "machine", "step": 500},
+            {"attempt": 1, "kind": "end"},
+        ]
+    )
+    assert [(n.announces, n.outcome) for n in found] == [("hint", "saved"), ("machine", "lost")]
+
+
 def test_one_save_serves_every_notice_that_stands():
     """A signal that follows a cloud's notice of the same end."""
     both = [

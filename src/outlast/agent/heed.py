@@ -160,7 +160,10 @@ class Heed:
         )
 
     def _compare(self, standing: dict[str, Notice], now: float) -> bool:
-        """Let go what stands no more, take over what is new and what has moved; both by the notices' ids."""
+        """Let go what stands no more, take over what is new and what has moved; both by the notices' ids.
+
+        What announces something else than before is new: a save for a hint is not what the end that it becomes has led to.
+        """
         news = False
         for id in self._heeded.keys() - standing.keys():  # noqa: A001 - the field's name
             gone = self._heeded.pop(id)
@@ -170,6 +173,8 @@ class Heed:
             known = self._heeded.get(id)
             if known is not None and known.notice == notice:
                 continue
+            if known is not None and known.notice.kind != "hint" and notice.kind == "hint":
+                self._note("notice-cancelled", source=notice.source, durable=known.durable)
             utc = notice.deadline_utc
             self._note(
                 "notice",
@@ -180,10 +185,10 @@ class Heed:
                 deadline_utc=utc.isoformat(timespec="milliseconds") if utc else None,
             )
             news = True
-            if known is None:
-                self._heeded[id] = _Heeded(notice, now)
-            else:
+            if known is not None and known.notice.kind == notice.kind:
                 known.notice = notice
+            else:
+                self._heeded[id] = _Heeded(notice, now)
         return news
 
     def _answer(self, ending: list[Notice], now: float) -> bool:

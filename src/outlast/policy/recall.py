@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Outcome = Literal["saved", "lost", "cancelled", "open"]
@@ -73,9 +73,8 @@ def heard(events: Iterable[Mapping[str, Any]]) -> list[Heard]:
                 notice.is_saved |= notice.attempt == attempt and _holds(event, notice)
         elif kind == "notice":
             known = standing.get(key)
-            if known is None or known.id != event.get(
-                "id"
-            ):  # else its deadline has moved, or a new agent was told of it
+            # Else its deadline has moved, or a new agent was told of it.
+            if known is None or not known.is_same(event):
                 standing[key] = _Notice(*key, event)
                 found.append(standing[key])
             standing[key].deadline_utc = event.get("deadline_utc")
@@ -102,10 +101,10 @@ class _Notice:
     deadline_utc: str | None = None
     is_saved: bool = False
     is_cancelled: bool = False
-    id: object = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.id = self.event.get("id")
+    def is_same(self, event: Mapping[str, Any]) -> bool:
+        """Whether a record tells of this notice again; a hint that becomes an end is another one."""
+        return all(self.event.get(name) == event.get(name) for name in ("id", "announces"))
 
     def heard(self, *, is_over: bool) -> Heard:
         outcome: Outcome = "lost" if is_over else "open"
