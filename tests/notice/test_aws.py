@@ -108,6 +108,35 @@ def test_maintenance_is_a_hint_until_it_is_near(service, aws, now_utc, kind):
     assert only(aws.look(NOW_S, now_utc)).kind == kind
 
 
+MAINTENANCE = {
+    "NotBefore": "24 Apr 2020 17:21:24 GMT",
+    "Code": "system-reboot",
+    "EventId": "instance-event-1",
+    "State": "active",
+}
+"""700 s after `NOW_UTC`."""
+
+
+def test_maintenance_that_was_near_stays_an_end_when_its_time_comes(service, aws):
+    """The machine has not been spared by that: whoever was told to leave leaves."""
+    service.say(AWS_MAINTENANCE, [MAINTENANCE])
+    assert only(look(aws)).kind == "hint"
+    near = only(look(aws, 110))
+    assert (near.kind, near.deadline_s) == ("machine", NOW_S + 700)
+    assert look(aws, 701).notices == ()
+    assert look(aws, 720).notices == ()
+
+
+def test_maintenance_that_was_near_and_is_put_off_is_a_hint_again(service, aws):
+    """An hour later is far off; near once more, it is an end once more."""
+    service.say(AWS_MAINTENANCE, [MAINTENANCE])
+    near = only(look(aws, 110))
+    service.say(AWS_MAINTENANCE, [{**MAINTENANCE, "NotBefore": "24 Apr 2020 18:21:24 GMT"}])
+    off = only(look(aws, 120))
+    assert (off.id, off.kind, off.deadline_s) == (near.id, "hint", NOW_S + 4300)
+    assert only(look(aws, 3800)).kind == "machine"
+
+
 def test_scaling_in_ends_this_machine(service, aws):
     """`InService` says nothing; `Terminated` names no time."""
     service.say(AWS_LIFECYCLE, "InService")

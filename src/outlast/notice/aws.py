@@ -166,7 +166,7 @@ def _maintenance(body: bytes, now_utc: datetime) -> tuple[Found, ...]:
         if event.state != "active":
             continue
         at = checked(parse_date(event.not_before), now_utc, most_s=None)
-        # One whose time has come, with this machine still here, may begin at any moment of hours: no deadline either.
+        # One first seen after its time has come may begin at any moment of hours: a hint. One that was near stays an end (`Standing`).
         is_near = timedelta() <= at - now_utc <= timedelta(seconds=FAR_OFF_S)
         source = f"AWS maintenance {event.code[:40]}"
         found.append(Found(f"aws-{event.event_id[:100]}", source, "machine" if is_near else "hint", at))

@@ -181,7 +181,7 @@ class Standing:
     """What a service said last: tells what is new, what changed, and what was taken back.
 
     What is gone before its deadline was cancelled; after it, the deadline alone says what became of it. What comes
-    back after it was gone is another notice.
+    back after it was gone is another notice. An end becomes a hint only by another deadline, not because its own has come.
     """
 
     def __init__(self) -> None:
@@ -198,7 +198,7 @@ class Standing:
                 changed.append(dataclasses.replace(notice, cancelled=True))
         for key, one in now.items():
             known = self._found.get(key)
-            if known is not None and known[0] == one:
+            if known is not None and _is_as_before(known[0], one):
                 continue
             if known is None:
                 self._counts[key] = self._counts.get(key, 0) + 1
@@ -220,3 +220,8 @@ class Standing:
     def key_of(self, notice_id: str) -> str | None:
         """Of what stands, which one a notice is of; None if it does not stand any more."""
         return next((key for key, (_, notice) in self._found.items() if notice.id == notice_id), None)
+
+
+def _is_as_before(known: Found, one: Found) -> bool:
+    """Whether nothing changed but, at most, that an end is told as a hint now, with the same deadline."""
+    return one in (known, dataclasses.replace(known, kind="hint"))
