@@ -8,15 +8,17 @@ import os
 import threading
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from persisting import Gate, Saver
 
 from outlast._types import Reason
-from outlast.agent import heed
+from outlast.agent import heed, server
 from outlast.agent.bases import FullEvery
 from outlast.agent.control import Phase, Stop, Word
 from outlast.agent.heed import QUIET_S, Heed
+from outlast.agent.protocol import NoticeHeard
 from outlast.agent.server import Loop
 from outlast.checkpoint import catalog, writer, writing
 from outlast.notice.base import Notice, Polled
@@ -359,3 +361,45 @@ def test_a_source_is_told_of_its_own_notice_once_the_trainer_has_ended():
     watch.poll()
     Loop(watch).ended(Ended())
     assert (mine.acknowledged, other.acknowledged) == (["mine-1"], [])
+
+
+@pytest.mark.parametrize("seconds", [30.0, None])
+def test_a_deadline_that_has_come_hides_no_newer_notice_of_its_source(seconds):
+    """This machine outlived the first, though not by a minute yet."""
+    first, second = notice(seconds=-5.0), notice(seconds=seconds, number=2)
+    loop = Loop(Watch([Acknowledging(first, second)]))
+    loop.tick(None)
+    assert loop.standing == (second,)
+
+
+def test_of_several_deadlines_that_have_come_the_newest_notice_stands():
+    """Else the older ones would be taken for new ones in turn."""
+    first, second = notice(seconds=-5.0), notice(seconds=-1.0, number=2)
+    loop = Loop(Watch([Acknowledging(first, second)]))
+    loop.tick(None)
+    assert loop.standing == (second,)
+
+
+def test_a_signal_that_the_trainer_told_of_first_is_one_notice_before_and_after_its_deadline(monkeypatch):
+    """The agent gets it a moment later, and reckons a deadline of its own; only one that comes after the deadline is another."""
+    now = [1000.0]
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    first, again = (
+        Notice(f"SIGTERM-{number}", "SIGTERM", "signal", deadline_s, None)
+        for number, deadline_s in ((1, 1030.1), (2, 1070.0))
+    )
+    source = Acknowledging()
+    loop = Loop(Watch([source]))
+    loop.trainer_heard(NoticeHeard(source="SIGTERM", grace_s=30.0))
+    loop.tick(None)
+    (told,) = loop.standing
+    source.notices = (first,)
+    loop.tick(None)
+    assert loop.standing == (told,)
+    now[0] = 1030.05
+    assert loop.standing == (told,)
+    now[0] = 1040.0
+    assert loop.standing == (told,)
+    source.notices = (again,)
+    loop.tick(None)
+    assert loop.standing == (again,)

@@ -35,6 +35,7 @@ class Loop:
         self.watch = watch
         self.heard: list[NoticeHeard] = []
         self._own: dict[str, Notice] = {}
+        self._repeated: set[str] = set()
         self._shown: set[Notice] = set()
         self._alarmed: dict[str, float] = {}
         self._alarm_at_s = time.monotonic() + ALARM_EVERY_S
@@ -50,14 +51,17 @@ class Loop:
     @property
     def standing(self) -> tuple[Notice, ...]:
         """The notices that hold, the most urgent first, one of each source: not cancelled, not outlived by this machine."""
-        outlived_s = time.monotonic() - MACHINE_SURVIVED_S
+        now = time.monotonic()
+        outlived_s = now - MACHINE_SURVIVED_S
         standing = [
             notice
             for notice in self.notices
-            if not notice.cancelled and (notice.deadline_s is None or notice.deadline_s > outlived_s)
+            if not notice.cancelled
+            and notice.id not in self._repeated
+            and (notice.deadline_s is None or notice.deadline_s > outlived_s)
         ]
         first: dict[str, Notice] = {}
-        for notice in sorted(standing, key=_deadline_s):
+        for notice in sorted(standing, key=lambda notice: _urgency(notice, now)):
             first.setdefault(notice.source, notice)
         return tuple(first.values())
 
@@ -98,6 +102,7 @@ class Loop:
     def tick(self, session: Session | None) -> None:
         """One look at everything."""
         changes = self.watch.poll()
+        self._repeated |= {notice.id for notice in changes.new if self._repeats(notice)}
         for line in changes.warnings:
             say(f"warning: {line}")
         for message in self.heard[:]:
@@ -133,6 +138,11 @@ class Loop:
             deadline_s=time.monotonic() + message.grace_s,
             deadline_utc=datetime.now(UTC) + timedelta(seconds=message.grace_s),
         )
+
+    def _repeats(self, notice: Notice) -> bool:
+        """Whether a trainer told of the same signal before it was heard here."""
+        own = self._own.get(notice.source)
+        return own is not None and own.deadline_s is not None and time.monotonic() < own.deadline_s
 
     def _check_alarms(self, session: Session | None) -> None:
         now = time.monotonic()
@@ -187,8 +197,10 @@ def _when(notice: Notice) -> str:
     return f" in {max(notice.deadline_s - time.monotonic(), 0):.0f} s"
 
 
-def _deadline_s(notice: Notice) -> float:
-    return float("inf") if notice.deadline_s is None else notice.deadline_s
+def _urgency(notice: Notice, now: float) -> tuple[bool, float]:
+    """What sorts the notice with the earliest deadline first; one that has come comes last, and the later the earlier it was."""
+    deadline_s = float("inf") if notice.deadline_s is None else notice.deadline_s
+    return deadline_s <= now, deadline_s if deadline_s > now else -deadline_s
 
 
 def _tick_s(session: Session | None) -> float:
