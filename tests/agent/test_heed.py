@@ -166,6 +166,18 @@ def test_each_notice_asks_once_and_the_earliest_deadline_counts(heeding):
     assert one.page[Word.DEADLINE_NS] == int(machine.deadline_s * 1e9)
 
 
+def test_a_deadline_that_has_come_is_not_the_one_that_a_newer_notice_is_saved_against(heeding):
+    """This machine outlived it: what is left is until the next."""
+    one = heeding()
+    one.save(1, state_of(1, SIZES))
+    passed, ahead = notice("machine", -5.0), notice("machine", 50.0, "b")
+    one.heed.look((passed,))
+    assert one.page[Word.DEADLINE_NS] == int(passed.deadline_s * 1e9)
+    one.heed.look((ahead, passed))
+    assert one.page[Word.DEADLINE_NS] == int(ahead.deadline_s * 1e9)
+    assert [decision["what"] for decision in one.noted("decision")] == ["keep", "snapshot"]
+
+
 def test_nothing_is_deleted_and_nothing_saved_in_full_in_the_last_minutes(heeding):
     """From the notice on; a machine that goes next week is not waited for like this."""
     one = heeding(full=FullEvery(saves=1))

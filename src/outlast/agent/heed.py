@@ -208,7 +208,7 @@ class Heed:
             ),
             default=float("inf"),
         )
-        deadline_s = min((n.deadline_s for n in ending if n.deadline_s is not None), default=None)
+        deadline_s = _next_deadline_s(ending, now)
         self._page[Word.DEADLINE_NS] = 0 if deadline_s is None else int(deadline_s * 1e9)
         self._be_quiet(bool(ending) and (deadline_s is None or deadline_s - now < QUIET_S))
         leaves = bool(ending) and (self._leaving or now >= self.leaves_at_s)
@@ -287,3 +287,9 @@ class Heed:
         self._quiet = quiet
         self._retention.pause(quiet)
         self._persister.hurry(quiet)
+
+
+def _next_deadline_s(ending: list[Notice], now: float) -> float | None:
+    """The earliest deadline that has not come yet, else the last that has; None where none is named."""
+    named = [notice.deadline_s for notice in ending if notice.deadline_s is not None]
+    return min((at for at in named if at > now), default=max(named, default=None))
