@@ -137,6 +137,23 @@ def test_maintenance_that_was_near_and_is_put_off_is_a_hint_again(service, aws):
     assert only(look(aws, 3800)).kind == "machine"
 
 
+@pytest.mark.parametrize(
+    "unbelievable", [{**MAINTENANCE, "EventId": "instance-event-2", "NotBefore": "tomorrow"}, {}]
+)
+def test_maintenance_that_cannot_be_believed_hides_no_other(service, aws, unbelievable):
+    """Each event is judged by itself, and one that stood stands as it was."""
+    service.say(AWS_MAINTENANCE, [unbelievable, MAINTENANCE])
+    polled = look(aws, 110)
+    assert only(polled).kind == "machine"
+    assert "not as documented" in polled.warnings[0]
+    service.say(AWS_MAINTENANCE, [{**MAINTENANCE, "NotBefore": "tomorrow"}])
+    polled = look(aws, 120)
+    assert polled.notices == ()
+    assert "not as documented" in polled.warnings[0]
+    service.say(AWS_MAINTENANCE, [])
+    assert only(look(aws, 130)).cancelled
+
+
 def test_scaling_in_ends_this_machine(service, aws):
     """`InService` says nothing; `Terminated` names no time."""
     service.say(AWS_LIFECYCLE, "InService")
@@ -185,11 +202,12 @@ def test_a_fault_of_one_path_leaves_the_others_and_cancels_nothing(service, aws)
     ],
 )
 def test_a_body_that_is_not_as_documented_is_a_warning(service, aws, body):
-    """No notice comes of it, and listening goes on."""
+    """No notice comes of it, and listening goes on; each time in the same words, which are said once."""
     service.say(AWS_ACTION, body)
     polled = look(aws)
     assert polled.notices == ()
     assert "not as documented" in polled.warnings[0]
+    assert look(aws, 60).warnings == polled.warnings
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(service, aws):

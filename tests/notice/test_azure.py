@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +10,7 @@ import pytest
 
 from outlast.drill.metadata import AZURE_EVENTS, AZURE_NAME, azure_event, azure_events, metadata_service
 from outlast.notice.azure import AzureMetadata
+from outlast.notice.base import Polled
 from outlast.notice.threaded import NotHere
 from outlast.notice.transport import HttpTransport
 
@@ -128,7 +130,7 @@ def test_the_first_answer_may_take_longer_than_any_other(service):
     assert allowed_s == [2.0, 130.0, 2.0]
 
 
-@pytest.mark.parametrize("body", ["soon", "{}", '{"Events": [{}]}', '{"Events": 3}'])
+@pytest.mark.parametrize("body", ["soon", "{}", '{"Events": 3}'])
 def test_events_that_are_not_as_documented_are_a_fault(service, azure, body):
     """What stood before still stands."""
     service.say(AZURE_EVENTS, azure_events(azure_event("Preempt", NOT_BEFORE)))
@@ -140,12 +142,47 @@ def test_events_that_are_not_as_documented_are_a_fault(service, azure, body):
     assert look(azure, 2).notices == ()
 
 
-def test_a_date_that_cannot_be_meant_is_a_fault(service, azure):
-    """Years away, or no date."""
-    for not_before in ("Mon, 19 Sep 2044 18:29:47 GMT", "tomorrow"):
-        service.say(AZURE_EVENTS, azure_events(azure_event("Preempt", not_before)))
-        with pytest.raises(OSError, match="not as documented"):
-            look(azure)
+@pytest.mark.parametrize(
+    "unbelievable",
+    [
+        azure_event("Freeze", "Sat, 22 Oct 2016 18:29:47 GMT", id="F"),
+        azure_event("Freeze", "tomorrow", id="F"),
+        {"EventId": "F", "Resources": 3},
+        {},
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_event_that_cannot_be_believed_hides_no_other(service, azure, unbelievable, is_first):
+    """33 days ahead, no date, or no event: the eviction beside it is heard, and the rest is said once, in the same words each time."""
+    events = [unbelievable, azure_event("Preempt", NOT_BEFORE)]
+    service.say(AZURE_EVENTS, azure_events(*(events if is_first else events[::-1])))
+    polled = look(azure)
+    assert only(polled).kind == "machine"
+    assert "not as documented" in polled.warnings[0]
+    assert look(azure, 10) == Polled((), polled.warnings)
+
+
+@pytest.mark.parametrize("not_before", ["Mon, 19 Sep 2044 18:29:47 GMT", "tomorrow"])
+def test_an_event_that_cannot_be_believed_any_more_stands_as_it_was(service, azure, not_before):
+    """And another that is gone beside it is taken back."""
+    service.say(
+        AZURE_EVENTS,
+        azure_events(azure_event("Preempt", NOT_BEFORE), azure_event("Reboot", NOT_BEFORE, id="R")),
+    )
+    first, second = look(azure).notices
+    assert "R" in second.id
+    service.say(AZURE_EVENTS, azure_events(azure_event("Preempt", not_before)))
+    assert only(look(azure, 1)) == dataclasses.replace(second, cancelled=True)
+    service.say(AZURE_EVENTS, azure_events())
+    assert only(look(azure, 2)) == dataclasses.replace(first, cancelled=True)
+
+
+def test_what_does_not_say_which_event_it_is_takes_none_back(service, azure):
+    """It may be any of those that stood."""
+    service.say(AZURE_EVENTS, azure_events(azure_event("Preempt", NOT_BEFORE)))
+    only(look(azure))
+    service.say(AZURE_EVENTS, azure_events({}))
+    assert look(azure, 1).notices == ()
 
 
 def test_no_answer_is_not_azure_unless_the_machine_says_so(service):

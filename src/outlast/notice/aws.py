@@ -12,9 +12,11 @@ import msgspec
 
 from outlast.notice.base import Polled
 from outlast.notice.deadline import MAX_AHEAD_S
-from outlast.notice.threaded import Found, NotHere, Standing
+from outlast.notice.threaded import Found, NotHere, Standing, one_by_one
 from outlast.notice.transport import Response, Transport
 
+MAINTENANCE_PATH = "/latest/meta-data/events/maintenance/scheduled"
+"""The one path that lists several things."""
 TOKEN_PATH = "/latest/api/token"  # noqa: S105 - a path
 TOKEN_TTL_S = 21600
 """The longest that the service grants."""
@@ -47,7 +49,7 @@ class AwsMetadata:
         self._renew_at_s = 0.0
         self._others_at_s = 0.0
         self._standing = Standing()
-        self._last: dict[str, tuple[Found, ...]] = {}
+        self._last: dict[str, dict[str, Found]] = {}
 
     def look(self, now_s: float, now_utc: datetime) -> Polled:
         """Ask for the interruption, and now and then for the rest; a path that fails leaves what it said last."""
@@ -60,12 +62,14 @@ class AwsMetadata:
         warnings = []
         for path in paths:
             try:
-                self._last[path] = self._read(path, now_s, now_utc)
+                self._last[path], complaints = self._read(path, now_s, now_utc)
             except OSError as error:
-                warnings.append(
-                    f"AWS metadata: {path}: {error}; asked again, until then nothing is heard of it"
-                )
-        found = [one for last in self._last.values() for one in last]
+                complaints = (str(error),)
+            warnings += [
+                f"AWS metadata: {path}: {complaint}; asked again, until then nothing is heard of it"
+                for complaint in complaints
+            ]
+        found = [one for last in self._last.values() for one in last.values()]
         return Polled(self._standing.changes(found, now_s, now_utc), tuple(warnings))
 
     def acknowledge(self, notice_id: str) -> None:
@@ -75,21 +79,19 @@ class AwsMetadata:
         """End a request that waits."""
         self._transport.close()
 
-    def _read(self, path: str, now_s: float, now_utc: datetime) -> tuple[Found, ...]:
+    def _read(self, path: str, now_s: float, now_utc: datetime) -> tuple[dict[str, Found], tuple[str, ...]]:
         answer = self._get(path)
         if answer.status == 401:
             self._renew(now_s)
             answer = self._get(path)
         if answer.status == 404:
-            return ()
+            return {}, ()
         if answer.status != 200:
             msg = f"answered {answer.status}"
             raise OSError(msg)
-        try:
-            return _READERS[path](answer.body, now_utc)
-        except (ValueError, OverflowError) as error:
-            msg = f"holds {answer.body[:200]!r}, which is not as documented ({error})"
-            raise OSError(msg) from error
+        pieces = _events(answer.body) if path == MAINTENANCE_PATH else [answer.body]
+        read = _READERS[path]
+        return one_by_one(pieces, lambda piece: read(piece, now_utc), _key, self._last.get(path, {}))
 
     def _get(self, path: str) -> Response:
         return self._transport.request("GET", path, {"X-aws-ec2-metadata-token": self._token})
@@ -141,48 +143,69 @@ class _Rebalance(msgspec.Struct):
     noticeTime: datetime  # noqa: N815 - AWS's name
 
 
-class _Maintenance(msgspec.Struct, rename={"event_id": "EventId", "not_before": "NotBefore"}):
-    event_id: str
-    not_before: str
+class _Named(msgspec.Struct):
+    event_id: str = msgspec.field(name="EventId")
+
+    @property
+    def key(self) -> str:
+        return f"aws-{self.event_id[:100]}"
+
+
+class _Maintenance(_Named):
+    not_before: str = msgspec.field(name="NotBefore")
     code: str = msgspec.field(name="Code", default="maintenance")
     state: str = msgspec.field(name="State", default="active")
 
 
-def _interruption(body: bytes, now_utc: datetime) -> tuple[Found, ...]:
+def _interruption(body: bytes, now_utc: datetime) -> Found:
     said = msgspec.json.decode(body, type=_Action)
     at = checked(said.time, now_utc)
-    return (Found("aws-instance-action", f"AWS spot {said.action[:20]}", "machine", at),)
+    return Found("aws-instance-action", f"AWS spot {said.action[:20]}", "machine", at)
 
 
-def _rebalance(body: bytes, now_utc: datetime) -> tuple[Found, ...]:  # noqa: ARG001 - as all readers
+def _rebalance(body: bytes, now_utc: datetime) -> Found:  # noqa: ARG001 - as all readers
     said = msgspec.json.decode(body, type=_Rebalance)
     key = f"aws-rebalance-{said.noticeTime:%Y%m%dT%H%M%S}"
-    return (Found(key, "AWS rebalance recommendation", "hint", None, REBALANCE_CONFIDENCE),)
+    return Found(key, "AWS rebalance recommendation", "hint", None, REBALANCE_CONFIDENCE)
 
 
-def _maintenance(body: bytes, now_utc: datetime) -> tuple[Found, ...]:
-    found = []
-    for event in msgspec.json.decode(body, type=list[_Maintenance]):
-        if event.state != "active":
-            continue
-        at = checked(parse_date(event.not_before), now_utc, most_s=None)
-        # One first seen after its time has come may begin at any moment of hours: a hint. One that was near stays an end (`Standing`).
-        is_near = timedelta() <= at - now_utc <= timedelta(seconds=FAR_OFF_S)
-        source = f"AWS maintenance {event.code[:40]}"
-        found.append(Found(f"aws-{event.event_id[:100]}", source, "machine" if is_near else "hint", at))
-    return tuple(found)
+def _events(body: bytes) -> list[bytes]:
+    try:
+        return [bytes(event) for event in msgspec.json.decode(body, type=list[msgspec.Raw])]
+    except ValueError as error:
+        msg = f"{body[:200]!r} is not as documented ({error})"
+        raise OSError(msg) from error
 
 
-def _lifecycle(body: bytes, now_utc: datetime) -> tuple[Found, ...]:  # noqa: ARG001 - as all readers
+def _key(body: bytes) -> str | None:
+    """Of a maintenance event whose other fields cannot be read; None for what is none."""
+    try:
+        return msgspec.json.decode(body, type=_Named).key
+    except ValueError:
+        return None
+
+
+def _maintenance(body: bytes, now_utc: datetime) -> Found | None:
+    event = msgspec.json.decode(body, type=_Maintenance)
+    if event.state != "active":
+        return None
+    at = checked(parse_date(event.not_before), now_utc, most_s=None)
+    # One first seen after its time has come may begin at any moment of hours: a hint. One that was near stays an end (`Standing`).
+    is_near = timedelta() <= at - now_utc <= timedelta(seconds=FAR_OFF_S)
+    source = f"AWS maintenance {event.code[:40]}"
+    return Found(event.key, source, "machine" if is_near else "hint", at)
+
+
+def _lifecycle(body: bytes, now_utc: datetime) -> Found | None:  # noqa: ARG001 - as all readers
     if body.strip() != b"Terminated":
-        return ()
-    return (Found("aws-lifecycle", "AWS Auto Scaling terminates", "machine", None),)
+        return None
+    return Found("aws-lifecycle", "AWS Auto Scaling terminates", "machine", None)
 
 
-_READERS: dict[str, Callable[[bytes, datetime], tuple[Found, ...]]] = {
+_READERS: dict[str, Callable[[bytes, datetime], Found | None]] = {
     "/latest/meta-data/spot/instance-action": _interruption,
     "/latest/meta-data/events/recommendations/rebalance": _rebalance,
-    "/latest/meta-data/events/maintenance/scheduled": _maintenance,
+    MAINTENANCE_PATH: _maintenance,
     "/latest/meta-data/autoscaling/target-lifecycle-state": _lifecycle,
 }
 
@@ -207,6 +230,6 @@ def checked(at: datetime, now_utc: datetime, most_s: float | None = MAX_AHEAD_S)
     aware = at if at.tzinfo else at.replace(tzinfo=UTC)
     away_s = (aware - now_utc).total_seconds()
     if most_s is not None and abs(away_s) > most_s:
-        msg = f"a deadline {away_s:.0f} s from now"
+        msg = f"{aware.isoformat()} is more than {most_s / 86400:.0f} days from now"
         raise ValueError(msg)
     return aware

@@ -12,7 +12,7 @@ import msgspec
 
 from outlast.notice.aws import checked, parse_date
 from outlast.notice.base import Kind, Polled
-from outlast.notice.threaded import Found, NotHere, Standing
+from outlast.notice.threaded import Found, NotHere, Standing, one_by_one
 from outlast.notice.transport import TIMEOUT_S, Response, Transport
 
 EVENTS_PATH = "/metadata/scheduledevents?api-version=2020-07-01"
@@ -36,7 +36,7 @@ class AzureMetadata:
         self._machine: str | None = None
         self._is_warm = False
         self._standing = Standing()
-        self._started_utc: dict[str, datetime] = {}
+        self._last: dict[str, Found] = {}
 
     def look(self, now_s: float, now_utc: datetime) -> Polled:
         """Ask for the events, and first of all for this machine's name."""
@@ -46,11 +46,14 @@ class AzureMetadata:
         self._is_warm = True
         try:
             events = msgspec.json.decode(answer.body, type=_Events).events
-            found = [self._found(event, now_utc) for event in events if self._machine in event.resources]
-        except (ValueError, OverflowError) as error:
+        except ValueError as error:
             msg = f"the events are {answer.body[:200]!r}, which is not as documented ({error})"
             raise OSError(msg) from error
-        return Polled(self._standing.changes([one for one in found if one], now_s, now_utc))
+        self._last, complaints = one_by_one(
+            map(bytes, events), lambda event: self._found(event, now_utc), _key, self._last
+        )
+        warnings = tuple(f"Azure metadata: the event {complaint}" for complaint in complaints)
+        return Polled(self._standing.changes(self._last.values(), now_s, now_utc), warnings)
 
     def acknowledge(self, notice_id: str) -> None:
         """Let the event begin, now that nothing is lost by it."""
@@ -89,15 +92,26 @@ class AzureMetadata:
             raise OSError(msg)
         return answer
 
-    def _found(self, event: _Event, now_utc: datetime) -> Found | None:
-        if event.status == "Completed" or event.type not in _KINDS:
+    def _found(self, body: bytes, now_utc: datetime) -> Found | None:
+        event = msgspec.json.decode(body, type=_Event)
+        if self._machine not in event.resources or event.status == "Completed" or event.type not in _KINDS:
             return None
         key = f"azure-{event.id}"
-        # An event that has begun names no time any more.
-        at = parse_date(event.not_before) if event.not_before else self._started_utc.get(key, now_utc)
-        self._started_utc[key] = at = checked(at, now_utc)
+        if event.not_before:
+            at = checked(parse_date(event.not_before), now_utc)
+        else:  # it has begun, and names no time any more
+            known = self._last.get(key)
+            at = (known and known.deadline_utc) or now_utc
         confidence = FREEZE_CONFIDENCE if _KINDS[event.type] == "hint" else 1.0
         return Found(key, f"Azure {event.type}", _KINDS[event.type], at, confidence)
+
+
+def _key(body: bytes) -> str | None:
+    """Of an event whose other fields cannot be read."""
+    try:
+        return f"azure-{msgspec.json.decode(body, type=_Named).id}"
+    except ValueError:
+        return None
 
 
 _KINDS: dict[str, Kind] = {
@@ -109,8 +123,11 @@ _KINDS: dict[str, Kind] = {
 }
 
 
-class _Event(msgspec.Struct):
+class _Named(msgspec.Struct):
     id: str = msgspec.field(name="EventId")
+
+
+class _Event(_Named):
     type: str = msgspec.field(name="EventType")
     resources: list[str] = msgspec.field(name="Resources")
     status: str = msgspec.field(name="EventStatus")
@@ -118,4 +135,4 @@ class _Event(msgspec.Struct):
 
 
 class _Events(msgspec.Struct):
-    events: list[_Event] = msgspec.field(name="Events")
+    events: list[msgspec.Raw] = msgspec.field(name="Events")

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -175,6 +175,38 @@ class Found:
     kind: Kind
     deadline_utc: datetime | None
     confidence: float = 1.0
+
+
+def one_by_one(
+    pieces: Iterable[bytes],
+    read: Callable[[bytes], Found | None],
+    key: Callable[[bytes], str | None],
+    last: Mapping[str, Found],
+) -> tuple[dict[str, Found], tuple[str, ...]]:
+    """Judge each thing that a service says by itself: one that cannot be believed hides no other, and stands as it did before.
+
+    Args:
+        pieces: what the service says, one thing each.
+        read: what a piece tells, None where that is nothing. Raises ValueError or OverflowError where it cannot be believed.
+        key: of what such a piece is about; None where it does not say even that, and all that stood stands.
+        last: what stood before, by key.
+
+    Returns:
+        What stands now, by key, and a complaint for each piece that is not believed.
+    """
+    found: dict[str, Found] = {}
+    complaints = []
+    for piece in pieces:
+        try:
+            one = read(piece)
+        except (ValueError, OverflowError) as error:
+            complaints.append(f"{piece[:200]!r} is not as documented ({error})")
+            its = key(piece)
+            found = {name: was for name, was in last.items() if its in (None, name)} | found
+        else:
+            if one is not None:
+                found[one.key] = one
+    return found, tuple(complaints)
 
 
 class Standing:
