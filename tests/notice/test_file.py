@@ -179,3 +179,40 @@ def test_a_file_that_is_written_again_with_the_same_content_gives_no_more_time(p
         first = first or polled.notices[0]
         assert not second or polled.notices == ()
     assert first.deadline_s == NOW_S + 10
+
+
+@pytest.mark.parametrize("content", ['{"seconds": 120}', "", "soon"])
+def test_an_agent_that_replaces_a_killed_one_reckons_from_when_the_file_was_put_there(path, content):
+    """Not from when it sees it: the end comes no later because an agent was killed; one that has passed leaves nothing."""
+    path.write_text(content)
+    written_utc = datetime.now(UTC)
+
+    def deadline_s(later_s):
+        agent = FileSource(path, default_grace_s=120.0)
+        return only(agent.poll(NOW_S + later_s, written_utc + timedelta(seconds=later_s))).deadline_s
+
+    first_s = deadline_s(0)
+    assert deadline_s(40) == pytest.approx(first_s)
+    assert deadline_s(3600) == NOW_S + 3600
+
+
+def test_a_file_that_was_prepared_long_ago_counts_from_when_it_was_moved_into_place(path):
+    """Its content is old, the notice is not."""
+    prepared = path.with_name("prepared")
+    prepared.write_text('{"seconds": 1000}')
+    os.utime(prepared, (0, 0))
+    prepared.rename(path)
+    left_s = only(FileSource(path).poll(NOW_S, datetime.now(UTC))).deadline_s - NOW_S
+    assert 900 < left_s <= 1000
+
+
+def test_a_file_that_was_prepared_long_ago_counts_from_when_it_was_linked_into_place(path):
+    """The link is what is new."""
+    prepared = path.with_name("prepared")
+    prepared.write_text('{"seconds": 1000}')
+    while not path.is_symlink() or path.lstat().st_ctime <= prepared.stat().st_ctime:
+        path.unlink(missing_ok=True)
+        path.symlink_to(prepared)
+    now_utc = datetime.now(UTC)
+    linked, direct = (only(FileSource(each).poll(NOW_S, now_utc)) for each in (path, prepared))
+    assert linked.deadline_s > direct.deadline_s

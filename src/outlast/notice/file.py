@@ -1,6 +1,7 @@
 """A watched file: the notice of systems that can run a hook on the machine. It exists: notice. It goes: cancelled.
 
-It may be empty, or hold one JSON object: `{"deadline_utc": "2026-01-31T12:00:00Z"}` or `{"seconds": 120}`.
+It may be empty, or hold one JSON object: `{"deadline_utc": "2026-01-31T12:00:00Z"}` or `{"seconds": 120}`, which count from when
+the file was put there: an agent that takes the place of a killed one gives no more time than that did.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from outlast.notice.base import DEFAULT_GRACE_S, Notice, Polled
@@ -34,6 +35,7 @@ class FileSource:
     def poll(self, now_s: float, now_utc: datetime) -> Polled:
         """Look at the file; it is read only when it has changed."""
         try:
+            placed_s = os.lstat(self._path).st_ctime
             fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return self._gone()
@@ -56,7 +58,9 @@ class FileSource:
             return self._warn(f"cannot be read ({error.strerror}); no notice is taken from it")
         finally:
             os.close(fd)
-        return self._there(content, now_s, now_utc)
+        # Not the time of its content, which a file that is moved into place keeps; a clock that is ahead gives no more time.
+        since_utc = min(datetime.fromtimestamp(max(placed_s, info.st_ctime), UTC), now_utc)
+        return self._there(content, since_utc, now_s, now_utc)
 
     def fileno(self) -> None:
         """None: looked at in intervals, which works on every filesystem."""
@@ -65,8 +69,9 @@ class FileSource:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _there(self, content: bytes, now_s: float, now_utc: datetime) -> Polled:
-        left_s, complaint = _seconds_left(content, now_utc, self._default_grace_s)
+    def _there(self, content: bytes, since_utc: datetime, now_s: float, now_utc: datetime) -> Polled:
+        after_s, complaint = _seconds_after(content, since_utc, self._default_grace_s)
+        left_s = max(after_s - (now_utc - since_utc).total_seconds(), 0.0)
         warnings: tuple[str, ...] = ()
         if complaint:
             warnings = self._warn(f"{complaint}; taken as a notice of {left_s:.0f} s").warnings
@@ -109,11 +114,11 @@ def _fault(info: os.stat_result) -> str:
     return ""
 
 
-def _seconds_left(content: bytes, now_utc: datetime, default_s: float) -> tuple[float, str]:
-    """Seconds from now to the deadline, and what is wrong with the content ("" if nothing)."""
+def _seconds_after(content: bytes, since_utc: datetime, default_s: float) -> tuple[float, str]:
+    """Seconds from `since_utc` to the deadline, and what is wrong with the content ("" if nothing)."""
     if not content.strip():
         return default_s, ""
     try:
-        return seconds_left(content, now_utc), ""
+        return seconds_left(content, since_utc), ""
     except ValueError as error:
         return default_s, str(error)
