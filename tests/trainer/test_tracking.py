@@ -76,6 +76,16 @@ class Ledger:
         self.tracking.heard(snapshot(step))
 
 
+class Waits(threading.Condition):
+    """Counts the waits for what is not so yet."""
+
+    waits = 0
+
+    def wait_for(self, predicate, timeout=None):
+        self.waits += not predicate()
+        return super().wait_for(predicate, timeout)
+
+
 def snapshot(step):
     return Snapshot(
         number=1, index=0, step=step, repeat=0, reason=Reason.INTERVAL, pinned=False, finished=False, hold=False,
@@ -225,3 +235,18 @@ def test_with_the_agent_gone_what_cannot_be_read_back_is_left_to_the_next_attemp
     ledger.tracking.cut()
     assert finish(ledger.tracking, "ended", final=False) == []
     assert (tracker.rows, tracker.outcome) == ([], "ended")
+
+
+def test_a_tracker_that_still_catches_up_as_the_process_ends_has_not_failed(capsys):
+    """The agent goes a moment before the outcome is known: it waits for that, says nothing, and is closed."""
+    ledger = Ledger({0: {"loss": 0.0}})
+    ledger.is_silent = True
+    ledger.tracking._changed = changed = Waits()
+    tracker = Memory()
+    ledger.tracking.add(tracker, RUN, 1)
+    eventually("it waits for the answer", lambda: changed.waits == 1)
+    ledger.tracking.cut()
+    eventually("it waits for the outcome", lambda: changed.waits == 2)
+    assert finish(ledger.tracking, "ended", final=False) == []
+    assert (tracker.opened, tracker.outcome) == (1, "ended")
+    assert capsys.readouterr().err == ""

@@ -112,10 +112,12 @@ class Feed:
             self._last = -1 if last is None else last
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._ending is not None or (self._has_work and not self.held))
-                catches_up = self._last < self._lacks_upto
-                if self._ending == "superseded" or not self._has_work or (catches_up and self._is_cut):
+                self._changed.wait_for(
+                    lambda: self._ending is not None or (self._can_go_on and not self.held)
+                )
+                if self._ending == "superseded" or not self._can_go_on:
                     break
+                catches_up = self._lacks_some
             if catches_up:
                 self._catch_up()
             else:
@@ -124,8 +126,15 @@ class Feed:
         self._tracker.close(self._ending)
 
     @property
-    def _has_work(self) -> bool:
-        return bool(self._rows) or self._last < self._lacks_upto or self._first_is_due
+    def _can_go_on(self) -> bool:
+        """Whether there is work; with the agent gone none is where something is to be read back first."""
+        if self._lacks_some:
+            return not self._is_cut
+        return bool(self._rows) or self._first_is_due
+
+    @property
+    def _lacks_some(self) -> bool:
+        return self._last < self._lacks_upto
 
     @property
     def _first_is_due(self) -> bool:
