@@ -59,6 +59,11 @@ def eventually(holds):
         time.sleep(0.002)
 
 
+def unavailable(*_args, **_how):
+    """A store's reading operation while it is away."""
+    raise StoreUnavailable("503 Slow Down")
+
+
 def test_each_save_refers_to_the_one_before(saver):
     """What a save does not change is written by the first save only, and every checkpoint restores."""
     store = MemoryStore()
@@ -501,6 +506,22 @@ def test_a_store_that_fails_is_ridden_out(saver, monkeypatch):
         r'"kind":"([a-z-]+)"', " ".join(d.decode() for k, d in store.objects.items() if "events/" in k)
     )
     assert [kind for kind in kinds if kind != "alive"] == ["save", "store-lost", "save", "store-back"]
+
+
+def test_an_outage_is_over_once_a_snapshot_is_asked_for_anew(saver):
+    """The store has answered, and nothing is left to be tried: training that is held would wait for it for ever."""
+    gate = Gate()
+    store, state = MemoryStore(gate), state_of(1, SIZES)
+    name = saver(store).save(1, state)
+    second = saver(store, attempt_record(2, "bbbb", resumed_from=name), damaged=None)
+    gate.failing = StoreUnavailable("503 Slow Down")
+    store.list, answers = unavailable, store.list
+    number = second.submit(2, state, uncopied=["base"], base=name)
+    eventually(lambda: second.page[Word.STORE_LOST_NS])
+    gate.failing, store.list = None, answers
+    assert second.answer(number).retake
+    assert second.page[Word.STORE_LOST_NS] == 0
+    assert second.persister.last_error is None
 
 
 @pytest.mark.parametrize(

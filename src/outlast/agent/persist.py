@@ -264,6 +264,8 @@ class Persister:
                 self._note("warning", {"cause": "snapshot-differs", "message": message})
                 return self._not_saved(number, f"warning: {message}", retake=True)
             except Retake as error:
+                self.last_error = None
+                self._outage.over(None)  # it has answered, and nothing is left to be tried
                 return Saved(number=number, checkpoint=None, error=str(error), retake=True)
             except OutlastError as error:  # nothing that another try would mend
                 return self._not_saved(number, f"step {step} was not saved: {error}")

@@ -165,7 +165,7 @@ class Keeper:
         if order is None:
             self._saver.prepare()
         if self.page[Word.STORE_LOST_NS] and self._on_loss != "continue":
-            self._store_is_lost(epoch, step)
+            taken = self._store_is_lost(epoch, step) or taken
         self._last_ns = now_ns
         self._due_ns, self._due_step = self._saver.due_ns, self._saver.due_step
         self._attend_ns = 0.0 if self._saver.is_copying else min(now_ns + _FLUSH_NS, self._due_ns)
@@ -328,8 +328,8 @@ class Keeper:
         best, self.best.due = self.best.due, None
         return best
 
-    def _store_is_lost(self, epoch: int, step: int) -> None:
-        """The store fails: hold here until it is back, or end, as `on_store_loss` says.
+    def _store_is_lost(self, epoch: int, step: int) -> bool:
+        """The store fails: hold here until it is back, or end, as `on_store_loss` says. Whether a snapshot was taken again meanwhile.
 
         Raises:
             StoreError: it says "exit".
@@ -345,13 +345,22 @@ class Keeper:
         say(
             f'the store fails at step {step}, and {known}: training is held (on_store_loss="pause") until it is back'
         )
+        taken = False
         while self.page[Word.STORE_LOST_NS]:
             if self.should_stop():
                 self.leave(epoch, step)
             self._link.raise_if_lost()
             self.page[Word.SAFE_POINT_NS] = time.monotonic_ns()
             time.sleep(_HELD_LOOK_S)
+            taken = self._take_again(step) or taken
         say(f"the store is back: training goes on at step {step}")
+        return taken
+
+    def _take_again(self, step: int) -> bool:
+        """Take the snapshot that the agent asks for anew, if it does; whether it was taken."""
+        self._saver.settle()
+        order = self._due(step, time.monotonic_ns()) if self._saver.redo is not None else None
+        return order is not None and self._take_due(order)
 
     def _leave_unsaved(self, step: int) -> NoReturn:
         self._superseded_if_so(f"step {step} is not saved")
