@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from outlast.policy.giving_way import gives_way, rate
+from outlast.policy.giving_way import LITTLE, MARGIN, gives_way, rate
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,7 @@ from outlast.policy.giving_way import gives_way, rate
         (10, 100, 10, 17, False),  # what is left is little, and both fit, with a margin
         (10, 100, 10, 16, True),  # the newer fits, both might not
         (10, 100, 10, 9, False),  # the newer cannot be durable: finish what is under way
+        (9, 100, 10, None, False),  # what is left is little, and nobody says that time is short
     ],
 )
 def test_the_newer_state_goes_first_unless_little_is_left_or_it_cannot_be_durable(
@@ -40,6 +43,52 @@ def test_an_emergency_save_gives_way_to_one_that_is_steps_newer_where_only_one_f
     """Three saves of one step followed each other at the end of an epoch, each given up for the next, and none was durable."""
     facts = {"left_bytes": 100, "next_bytes": 100, "bytes_per_s": 10, "deadline_s": deadline}
     assert gives_way(**facts, is_interval=False, steps_newer=steps) is way
+
+
+@pytest.mark.parametrize(
+    ("left", "following", "deadline", "way"),
+    [
+        (0.001, 10, None, False),  # nobody says that time is short
+        (1.5, 10, None, True),  # nor that there is so much
+        (0.5, 20, 28, False),  # both fit, but for the margin
+        (0.001, 20, 20.005, False),  # just so
+        (0.5, 20, 20.4, True),  # one of the two
+        (2.5, 20, 28, True),  # what is left is not little, and both fit without a margin only
+        (0.5, 20, 19, False),  # the newer does not
+    ],
+)
+def test_an_emergency_save_that_is_all_but_done_is_finished_first(left, following, deadline, way):
+    """Seconds at a rate of 1 GB/s. Where it was given up and the line then slowed a little, neither was durable."""
+    facts = {"left_bytes": int(left * 1e9), "next_bytes": int(following * 1e9), "bytes_per_s": 1e9}
+    assert gives_way(**facts, deadline_s=deadline, is_interval=False, steps_newer=2) is way
+
+
+numbers = st.integers(0, 1000)
+
+
+@given(numbers, numbers, st.integers(0, 50), st.none() | numbers, st.booleans(), st.integers(0, 5))
+def test_what_is_written_is_given_up_for_what_can_be_durable_and_only_where_both_are_in_doubt(
+    left, following, bytes_per_s, deadline, is_interval, steps
+):
+    """Never for what cannot be durable, never where both are with a margin and little is left, and never a save that is all but done."""
+    way = gives_way(
+        left_bytes=left, next_bytes=following, bytes_per_s=bytes_per_s, deadline_s=deadline,
+        is_interval=is_interval, steps_newer=steps,
+    )  # fmt: skip
+    is_little = left < LITTLE * following
+    if not bytes_per_s:
+        assert way is (is_interval or steps > 1)
+        return
+    both_s = (left + following) / bytes_per_s
+    if deadline is None:
+        assert not (way and is_little)
+    elif way:
+        assert following / bytes_per_s <= deadline
+        assert not (is_little and MARGIN * both_s <= deadline)
+        assert is_interval or not (is_little and both_s <= deadline)
+        assert is_interval or MARGIN * both_s > deadline
+    if is_interval and not way:  # what nobody waits for is finished only if the newer loses little by it
+        assert is_little or left == LITTLE * following or following / bytes_per_s > deadline
 
 
 @pytest.mark.parametrize(

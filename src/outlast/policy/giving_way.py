@@ -7,7 +7,7 @@ MARGIN = 1.5
 
 
 LITTLE = 0.1
-"""Of the newer one's bytes: what is left of an interval save is written first where it is less than this, and there is time for both."""
+"""Of the newer one's bytes: a save that has less than this to go is all but done, and giving it up gains next to nothing."""
 
 
 def gives_way(
@@ -21,9 +21,10 @@ def gives_way(
 ) -> bool:
     """Decide for a save with `left_bytes` to go, while a stronger or newer one of `next_bytes` waits.
 
-    The newer state is worth more, so it goes first, but for three cases: what is written is an emergency save that is a step older
-    at the most; there is time for both, and what is written is an emergency save, or little is left of it; or there is no time
-    for the newer one, and the older is all that can still become durable.
+    The newer state is worth more, so it goes first, but for these cases: what is written is an emergency save that is a step older
+    at the most; it is all but done, and no time is named, or both fit; both fit with a margin, and it is an emergency save; or
+    the newer one does not fit, and the older is all that can still become durable. An interval save, which may be of many steps
+    before, is finished before a deadline only where it is all but done and both fit with a margin.
 
     Args:
         left_bytes: what the save that is being written may still have to write.
@@ -35,12 +36,18 @@ def gives_way(
     """
     if not is_interval and steps_newer <= 1:
         return False
-    if deadline_s is None or bytes_per_s <= 0:
+    if bytes_per_s <= 0:
         return True
-    both_fit = MARGIN * (left_bytes + next_bytes) / bytes_per_s <= deadline_s
-    next_fits = next_bytes / bytes_per_s <= deadline_s
-    ends_soon = not is_interval or left_bytes <= LITTLE * next_bytes
-    return next_fits and not (both_fit and ends_soon)
+    is_little = left_bytes <= LITTLE * next_bytes
+    if deadline_s is None:
+        return not is_little
+    both_s = (left_bytes + next_bytes) / bytes_per_s
+    both_surely_fit = MARGIN * both_s <= deadline_s
+    if is_interval:
+        is_finished = is_little and both_surely_fit
+    else:
+        is_finished = both_surely_fit or (is_little and both_s <= deadline_s)
+    return next_bytes / bytes_per_s <= deadline_s and not is_finished
 
 
 def rate(*, done_bytes: int, took_s: float, usual_bytes_per_s: float, usual_s: float | None) -> float:
