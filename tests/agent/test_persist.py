@@ -421,6 +421,114 @@ def test_the_strongest_goes_first(saver):
     assert one.persister.durable.name == one.persister.newest.checkpoint == id_of(3).name
 
 
+class SlowLine(MemoryStore):
+    """One whose writes wait until `go` is set, and then a while for somebody who does not want them any more; none is written twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.cut = 0
+
+    def write(self, key, parts, *, is_wanted=None):
+        self.reached.set()
+        assert self.go.wait(30)
+        for _ in range(20 if is_wanted is not None else 0):
+            if not is_wanted():
+                self.cut += 1
+                raise Unwanted
+            time.sleep(0.01)
+        assert key not in self.objects
+        super().write(key, parts)
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "step", "order"),
+    [
+        (140, 30, (30, 10)),  # one of the two fits: 30 s are left of the older, the newer takes 100
+        (400, 30, (10, 30)),  # both do, with a margin
+        (90, 30, (10, 30)),  # the newer does not
+        (140, 11, (10, 11)),  # a step is not worth what has been written
+        (None, 30, (10, 30)),  # nobody says that time is short
+    ],
+)
+def test_a_save_that_was_asked_for_gives_way_to_an_emergency_save_where_one_of_the_two_fits(
+    saver, deadline_s, step, order
+):
+    """It is not forgotten: it is made after that, as long as this process lives."""
+    store = SlowLine()
+    one = saver(store)
+    one.persister.precede([(100.0, 50_000)])
+    states = {10: state_of(10, {"base": 15_000}), step: state_of(step, {"base": 50_000})}
+    asked = one.submit(10, states[10], reason=Reason.USER)
+    assert store.reached.wait(30)
+    if deadline_s is not None:
+        one.page[Word.DEADLINE_NS] = time.monotonic_ns() + deadline_s * 1_000_000_000
+    urgent = one.submit(step, states[step], reason=Reason.EMERGENCY)
+    store.go.set()
+    assert one.answer(urgent).checkpoint == id_of(step).name
+    assert one.answer(asked).checkpoint == id_of(10).name
+    assert one.committed == [id_of(each).name for each in order]
+    assert bool(store.cut) is (order[0] != 10)
+    assert all(restore(store, id_of(each)) == state for each, state in states.items())
+
+
+def test_a_save_that_waits_to_be_tried_again_lets_an_emergency_save_go_first(saver, monkeypatch):
+    """The store may have come back meanwhile. What was written of the other one stays, and so does what it refers to."""
+    monkeypatch.setattr(persist, "RETRY_FIRST_S", 60.0)
+    store, gate, used = MemoryStore(), Gate(), []
+    one = saver(store)
+    base = one.save(1, state_of(1, SIZES))
+    state = state_of(1, SIZES) | {"head": b"h" * 500}
+
+    def is_manifest(operation, key):
+        return operation == "put" and key.startswith(f"checkpoints/{id_of(10).name}/")
+
+    def away(operation, key):
+        if is_manifest(operation, key):
+            raise StoreUnavailable("503 Slow Down")
+
+    def back(operation, key):
+        if is_manifest(operation, key):
+            used.append(one.persister.in_use())
+        gate(operation, key)
+
+    store._before = away
+    asked = one.submit(10, state, reason=Reason.USER)
+    eventually(lambda: one.page[Word.STORE_LOST_NS])
+    segments = [key for key in store.objects if "/000000000010-" in key]
+    assert len(segments) == 1
+    gate.close()
+    store._before = back
+    urgent = one.submit(30, state_of(30, SIZES), reason=Reason.EMERGENCY)
+    assert gate.reached.wait(30)
+    assert id_of(10) in one.persister.in_use().saves
+    last = one.submit(31, state_of(31, SIZES), reason=Reason.EMERGENCY)
+    gate.open()
+    assert all(one.answer(number).checkpoint for number in (urgent, last, asked))
+    assert one.committed == [id_of(step).name for step in (1, 30, 31, 10)]
+    assert base in used[0].checkpoints
+    assert one.persister.in_use().checkpoints == {id_of(10).name, id_of(31).name}
+    assert one.page[Word.STORE_LOST_NS] == 0
+    assert [key for key in store.objects if "/000000000010-" in key] == segments
+    assert store.log.count(("write", segments[0])) == 1
+    assert restore(store, id_of(10)) == state
+
+
+def test_what_was_put_back_is_given_up_with_the_rest(saver, monkeypatch):
+    """And while the store stays away the emergency save keeps trying, the other behind it."""
+    monkeypatch.setattr(persist, "RETRY_URGENT_MOST_S", 0.01)
+    gate = Gate()
+    one = saver(MemoryStore(gate))
+    gate.failing = StoreUnavailable("503 Slow Down")
+    asked = one.submit(10, state_of(10, SIZES), reason=Reason.USER)
+    eventually(lambda: one.page[Word.STORE_LOST_NS])
+    urgent = one.submit(30, state_of(30, SIZES), reason=Reason.EMERGENCY)
+    eventually(lambda: "step 30" in one.persister._outage._what)
+    assert not one.persister.drain(0.05)
+    assert not (one.is_answered(asked) or one.is_answered(urgent))
+    assert one.persister.stop()
+
+
 def test_a_snapshot_that_waits_is_given_back_for_a_newer_state(saver):
     """Not begun: dropped and answered. Begun, or asked for by somebody: it stays."""
     gate = Gate()

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outlast._types import Reason
 from outlast.policy.giving_way import LITTLE, MARGIN, gives_way, rate
 
 
@@ -26,7 +27,7 @@ def test_the_newer_state_goes_first_unless_little_is_left_or_it_cannot_be_durabl
 ):
     """Times in seconds, bytes and bytes per second are made up; the borders are those of the rule."""
     facts = {"left_bytes": left, "next_bytes": following, "bytes_per_s": bytes_per_s, "deadline_s": deadline}
-    assert gives_way(**facts, is_interval=True, steps_newer=0) is way
+    assert gives_way(**facts, written=Reason.INTERVAL, steps_newer=0) is way
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_the_newer_state_goes_first_unless_little_is_left_or_it_cannot_be_durabl
 def test_an_emergency_save_gives_way_to_one_that_is_steps_newer_where_only_one_fits(steps, deadline, way):
     """Three saves of one step followed each other at the end of an epoch, each given up for the next, and none was durable."""
     facts = {"left_bytes": 100, "next_bytes": 100, "bytes_per_s": 10, "deadline_s": deadline}
-    assert gives_way(**facts, is_interval=False, steps_newer=steps) is way
+    assert gives_way(**facts, written=Reason.EMERGENCY, steps_newer=steps) is way
 
 
 @pytest.mark.parametrize(
@@ -60,35 +61,57 @@ def test_an_emergency_save_gives_way_to_one_that_is_steps_newer_where_only_one_f
 def test_an_emergency_save_that_is_all_but_done_is_finished_first(left, following, deadline, way):
     """Seconds at a rate of 1 GB/s. Where it was given up and the line then slowed a little, neither was durable."""
     facts = {"left_bytes": int(left * 1e9), "next_bytes": int(following * 1e9), "bytes_per_s": 1e9}
-    assert gives_way(**facts, deadline_s=deadline, is_interval=False, steps_newer=2) is way
+    assert gives_way(**facts, deadline_s=deadline, written=Reason.EMERGENCY, steps_newer=2) is way
+
+
+@pytest.mark.parametrize("written", [Reason.USER, Reason.FINAL])
+@pytest.mark.parametrize(
+    ("steps", "deadline", "way"),
+    [
+        (30, None, False),  # nobody says that time is short, and somebody asked for it
+        (30, 31, False),  # both fit
+        (30, 29, True),  # one of the two does
+        (30, 9, False),  # the newer does not
+        (1, 29, False),  # a step is not worth what has been written
+    ],
+)
+def test_a_save_that_was_asked_for_gives_way_where_only_one_of_the_two_fits(written, steps, deadline, way):
+    """It had begun a moment before the notice, the whole of it was written, and the state of the notice was not saved."""
+    facts = {"left_bytes": 100, "next_bytes": 100, "bytes_per_s": 10, "deadline_s": deadline}
+    assert gives_way(**facts, written=written, steps_newer=steps) is way
 
 
 numbers = st.integers(0, 1000)
 
 
-@given(numbers, numbers, st.integers(0, 50), st.none() | numbers, st.booleans(), st.integers(0, 5))
-def test_what_is_written_is_given_up_for_what_can_be_durable_and_only_where_both_are_in_doubt(
-    left, following, bytes_per_s, deadline, is_interval, steps
+@given(st.sampled_from(Reason), numbers, numbers, st.integers(0, 50), st.none() | numbers, st.integers(0, 5))
+def test_what_is_written_is_given_up_only_for_what_can_be_durable_and_never_where_it_is_all_but_done(
+    written, left, following, bytes_per_s, deadline, steps
 ):
-    """Never for what cannot be durable, never where both are with a margin and little is left, and never a save that is all but done."""
+    """Whatever the sizes, the rate and the time; where nothing is known of the rate, nothing is known to be worth waiting for."""
     way = gives_way(
-        left_bytes=left, next_bytes=following, bytes_per_s=bytes_per_s, deadline_s=deadline,
-        is_interval=is_interval, steps_newer=steps,
+        written=written, left_bytes=left, next_bytes=following, bytes_per_s=bytes_per_s, deadline_s=deadline,
+        steps_newer=steps,
     )  # fmt: skip
     is_little = left < LITTLE * following
-    if not bytes_per_s:
-        assert way is (is_interval or steps > 1)
-        return
-    both_s = (left + following) / bytes_per_s
-    if deadline is None:
-        assert not (way and is_little)
+    is_interval = written is Reason.INTERVAL
+    if not is_interval and steps <= 1:
+        assert not way
+    elif deadline is None:
+        may_give_way = is_interval or written is Reason.EMERGENCY
+        assert way is (may_give_way and (not bytes_per_s or left > LITTLE * following))
+    elif not bytes_per_s:
+        assert way
     elif way:
+        both_s = (left + following) / bytes_per_s
         assert following / bytes_per_s <= deadline
         assert not (is_little and MARGIN * both_s <= deadline)
         assert is_interval or not (is_little and both_s <= deadline)
         assert is_interval or MARGIN * both_s > deadline
-    if is_interval and not way:  # what nobody waits for is finished only if the newer loses little by it
-        assert is_little or left == LITTLE * following or following / bytes_per_s > deadline
+    elif (
+        is_interval
+    ):  # what nobody waits for is finished only if the newer loses little by it, or cannot be durable
+        assert left <= LITTLE * following or following / bytes_per_s > deadline
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,20 @@ from outlast.agent.once import Once, Plan, checkpoint_id
 from outlast.agent.outage import Outage
 from outlast.agent.priority import lower_this_thread
 from outlast.agent.protocol import Saved, Snapshot
-from outlast.agent.tasks import Durable, Hooks, InUse, Newest, Task, can_wait, copied, makes_place, urgency
+from outlast.agent.tasks import (
+    Durable,
+    Hooks,
+    InUse,
+    Newest,
+    Task,
+    can_wait,
+    copied,
+    is_asked_for,
+    is_stronger,
+    makes_place,
+    outweighs,
+    urgency,
+)
 from outlast.checkpoint.manifest import (
     AttemptRecord,
     CheckpointId,
@@ -45,9 +58,10 @@ class Persister:
     """Takes complete snapshots and makes them durable, newest first.
 
     A snapshot that is handed over with `hold` is kept until `release`, or until a newer one takes its place. An
-    interval snapshot is passed over when a newer one waits, as long as none of it is written; one that is being written is
-    given up for a stronger one (`policy/giving_way.py`). Every snapshot is answered exactly once, when its arena may be
-    used again.
+    interval snapshot is passed over when a newer one waits, as long as none of it is written, or it waits to be tried again.
+    One that is being written may be given up for one that is worth more (`policy/giving_way.py`); one that somebody asked for
+    is then put back, as it is where it waits to be tried again and a stronger one comes: it is made after that, and what is
+    written of it stays. Every snapshot is answered exactly once, when its arena may be used again.
 
     Attributes:
         durable: the newest checkpoint of this attempt.
@@ -93,6 +107,7 @@ class Persister:
         self._queue: list[Task] = []
         self._held: Task | None = None
         self._writing: Task | None = None
+        self._plans: dict[int, Plan] = {}
         self._stopped = False
         self._hurried = False
         self._rushed = False
@@ -159,8 +174,9 @@ class Persister:
         with self._changed:
             tasks = [t for t in (*self._queue, self._held, self._writing) if t is not None]
             named = frozenset(t.snapshot.base for t in tasks if t.snapshot.base is not None)
+            planned = frozenset(base.name for plan in self._plans.values() for base in plan.bases)
             saves = frozenset(checkpoint_id(self._record, task.snapshot) for task in tasks)
-        return InUse(self._bases.names | named, saves)
+        return InUse(self._bases.names | named | planned, saves)
 
     @property
     def has_complete(self) -> bool:
@@ -230,19 +246,23 @@ class Persister:
             self._show(Word.WHOLE, int(self._bases.full_is_due))
             with self._changed:
                 self._writing = None
+                if saved is None:
+                    self._queue.append(task)
+                else:
+                    self._plans.pop(task.snapshot.number, None)
                 self._changed.notify_all()
-            self._hooks.answer(saved)
+            if saved is not None:
+                self._hooks.answer(saved)
 
-    def _save_with_patience(self, task: Task) -> Saved:
-        """Save; while the store is away try again, unless a newer snapshot has come."""
+    def _save_with_patience(self, task: Task) -> Saved | None:
+        """Save; while the store is away try again, unless another has to go first. None: it is to be put back behind that."""
         number, step = task.snapshot.number, task.snapshot.step
         wait_s = RETRY_FIRST_S
-        plan: Plan | None = None
         made_room = False
         while True:
             try:
                 self._once.stop_if_superseded()
-                plan = plan or self._once.plan(task.snapshot)
+                plan = self._plan(task.snapshot)
                 name = self._save(task, plan)
             except (
                 ObjectDamaged
@@ -258,6 +278,8 @@ class Persister:
             except Abandoned:
                 if self._again and not self._stopped:
                     continue  # under the same plan: what is written already stays
+                if is_asked_for(task) and not self._stopped:
+                    return None
                 return Saved(number=number, checkpoint=None, error=None)
             except NotTheLiveState as error:
                 message = f"step {step} was not saved and is taken again: {error}"
@@ -279,9 +301,12 @@ class Persister:
                 self._outage.over(name)
                 return Saved(number=number, checkpoint=name, error=None)
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._is_passed_over(task), wait_s)
-                if self._stopped or self._is_passed_over(task):
+                self._changed.wait_for(lambda: self._stopped or self._is_behind(task), wait_s)
+                is_behind = self._is_behind(task)
+                if self._stopped or (is_behind and can_wait(task)):
                     return Saved(number=number, checkpoint=None, error=self.last_error)
+                if is_behind:
+                    return None
             made_room = False
             wait_s = min(wait_s * 2, RETRY_MOST_S if can_wait(task) else RETRY_URGENT_MOST_S)
 
@@ -291,8 +316,18 @@ class Persister:
         self._outage.over(None)
         return Saved(number=number, checkpoint=None, error=message, retake=retake)
 
-    def _is_passed_over(self, task: Task) -> bool:
-        return bool(self._queue) and can_wait(task)
+    def _is_behind(self, task: Task) -> bool:
+        """Whether what is queued goes before one that waits to be tried again, with the lock."""
+        return any(can_wait(task) or is_stronger(other, task) for other in self._queue)
+
+    def _plan(self, snapshot: Snapshot) -> Plan:
+        """How it is saved: decided once, however often it is tried and put back."""
+        plan = self._plans.get(snapshot.number)
+        if plan is None:
+            plan = self._once.plan(snapshot)
+            with self._changed:
+                self._plans[snapshot.number] = plan
+        return plan
 
     def _save(self, task: Task, plan: Plan) -> str:
         """One try; the checkpoint's name."""
@@ -342,7 +377,8 @@ class Persister:
             return False
 
         begin = lower_this_thread if is_lowered else (lambda: None)
-        is_wanted = (lambda: not is_given_up()) if can_wait(task) else None
+        is_cut_off = can_wait(task) or is_asked_for(task)
+        is_wanted = (lambda: not is_given_up()) if is_cut_off else None
         return Pace(
             begin_thread=begin, is_abandoned=is_abandoned, is_wanted=is_wanted, wrote=self._meter.wrote
         )
@@ -350,7 +386,7 @@ class Persister:
     def _gives_way(self, task: Task, *, on_its_way: bool) -> bool:
         """Whether it is given up for one that waits; what is on its way is not, before a deadline, where no rate is known."""
         with self._changed:
-            waiting = [other for other in self._queue if not can_wait(other) and makes_place(task, other)]
+            waiting = [other for other in self._queue if outweighs(other, task)]
         if not waiting:
             return False
         deadline_ns = self._look(Word.DEADLINE_NS)
@@ -366,11 +402,11 @@ class Persister:
             return False
         following = max(waiting, key=urgency).snapshot
         return gives_way(
+            written=task.snapshot.reason,
             left_bytes=max(copied(task.snapshot) - done_bytes, 0),
             next_bytes=copied(following),
             bytes_per_s=bytes_per_s,
             deadline_s=deadline_ns / 1e9 - time.monotonic() if deadline_ns else None,
-            is_interval=can_wait(task),
             steps_newer=following.step - task.snapshot.step,
         )
 

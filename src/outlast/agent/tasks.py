@@ -85,6 +85,21 @@ def makes_place(old: Task, new: Task) -> bool:
     return both and not is_special and new.snapshot.number > old.snapshot.number
 
 
+def is_asked_for(task: Task) -> bool:
+    """Whether this very state is to be saved: no newer one takes its place, it may have to wait for one."""
+    return task.snapshot.reason in (Reason.USER, Reason.FINAL)
+
+
+def is_stronger(new: Task, old: Task) -> bool:
+    """Whether `new` goes first, of two that wait."""
+    return new.snapshot.reason.strength > old.snapshot.reason.strength
+
+
+def outweighs(new: Task, old: Task) -> bool:
+    """Whether `old` may be given up for `new` though it is being written: somebody waits for `new`, and it is worth more."""
+    return is_stronger(new, old) or (not can_wait(new) and makes_place(old, new))
+
+
 def urgency(task: Task) -> tuple[int, int]:
     """The largest goes first: the strongest reason, and of those the oldest."""
     return task.snapshot.reason.strength, -task.snapshot.number

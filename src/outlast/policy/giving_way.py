@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
+from outlast._types import Reason
+
 MARGIN = 1.5
 """Seconds allowed per second reckoned: the rate so far is that of a save with low priority on a busy machine."""
-
-
 LITTLE = 0.1
 """Of the newer one's bytes: a save that has less than this to go is all but done, and giving it up gains next to nothing."""
 
 
 def gives_way(
     *,
+    written: Reason,
     left_bytes: int,
     next_bytes: int,
     bytes_per_s: float,
     deadline_s: float | None,
-    is_interval: bool,
     steps_newer: int,
 ) -> bool:
     """Decide for a save with `left_bytes` to go, while a stronger or newer one of `next_bytes` waits.
 
-    The newer state is worth more, so it goes first, but for these cases: what is written is an emergency save that is a step older
-    at the most; it is all but done, and no time is named, or both fit; both fit with a margin, and it is an emergency save; or
-    the newer one does not fit, and the older is all that can still become durable. An interval save, which may be of many steps
-    before, is finished before a deadline only where it is all but done and both fit with a margin.
+    The newer state is worth more, so it goes first, but for these cases: the newer one does not fit, and what is written is all that
+    can still become durable; it is all but done, and no time is named, or both fit; it is no interval save, and both fit with a
+    margin, or it is a step older at the most; somebody asked for it, and no time is named. An interval save, which may be of many
+    steps before, is finished before a deadline only where it is all but done and both fit with a margin.
 
     Args:
-        left_bytes: what the save that is being written may still have to write.
+        written: why the one that is being written is saved.
+        left_bytes: what it may still have to write.
         next_bytes: what the one that waits may have to write.
         bytes_per_s: from now on (`rate`); 0 where nothing is known.
         deadline_s: how long this machine still lives; None where nobody says.
-        is_interval: nobody waits for the one that is being written; else it is an emergency save.
         steps_newer: from its step to that of the one that waits.
     """
-    if not is_interval and steps_newer <= 1:
+    if written is not Reason.INTERVAL and steps_newer <= 1:
         return False
-    if bytes_per_s <= 0:
-        return True
     is_little = left_bytes <= LITTLE * next_bytes
     if deadline_s is None:
-        return not is_little
+        is_asked_for = written in (Reason.USER, Reason.FINAL)
+        return not is_asked_for and not (is_little and bytes_per_s > 0)
+    if bytes_per_s <= 0:
+        return True
     both_s = (left_bytes + next_bytes) / bytes_per_s
     both_surely_fit = MARGIN * both_s <= deadline_s
-    if is_interval:
+    if written is Reason.INTERVAL:
         is_finished = is_little and both_surely_fit
     else:
         is_finished = both_surely_fit or (is_little and both_s <= deadline_s)
