@@ -151,17 +151,19 @@ class Lab:
         pid = self.zygote.start([str(path), *arguments], self._env(env), self.folder, log)
         return self._keep(Started(pid, log, lambda: self.zygote.wait(pid)))
 
+    def _written(self, source: str) -> Path:
+        """The file of a script, replaced whole: one that was just started may be about to read it."""
+        path, new = self.folder / "script.py", self.folder / "script.new"
+        new.write_text(source)
+        return new.replace(path)
+
     def source(self, source: str, *arguments: str, **env: object) -> Started:
         """Start a script of which this is the source."""
-        path = self.folder / "script.py"
-        path.write_text(source)
-        return self.script(*arguments, path=path, **env)
+        return self.script(*arguments, path=self._written(source), **env)
 
     def supervised_source(self, source: str, **env: object) -> Started:
         """Start `outlast run -- python script.py`, of which this is the source."""
-        path = self.folder / "script.py"
-        path.write_text(source)
-        return self.supervised(command=[sys.executable, str(path)], **env)
+        return self.supervised(command=[sys.executable, str(self._written(source))], **env)
 
     def supervised(self, *options: str, command: list[str] | None = None, **env: object) -> Started:
         """Start `outlast run OPTIONS -- python train.py`."""
