@@ -208,7 +208,7 @@ class Run:
         What follows the batches in the body (validation, `scheduler.step()`) is the epoch's tail: a run that is
         interrupted there enters the same epoch again with no batches left, and runs the tail whole.
         """
-        self._enter("epochs", done=self.epoch >= n)
+        self._enter("epochs", done=self.epoch >= n, at_end=self._is_at_end_of(n))
         with self._noting_a_break():
             while self.epoch < n:
                 self._loop.begin_head()
@@ -240,7 +240,7 @@ class Run:
 
         The body draws its data from `run.step` and the global generators, which are as they were.
         """
-        self._enter("steps", done=self.step >= n)
+        self._enter("steps", done=self.step >= n, at_end=self.step == n)
         self._loop.begin_reading(None, own_loop=True)
         with self._noting_a_break():
             while self.step < n:
@@ -255,7 +255,7 @@ class Run:
         """
         loop = self._loop
         if loop.kind is None:
-            self._enter("own", done=False)
+            self._enter("own", done=False, at_end=False)
             loop.begin_reading(None, own_loop=True)
         if loop.kind in {"own", "epochs"} and loop.source is None and not loop.tail_open:
             loop.own_points = loop.kind == "epochs"
@@ -305,7 +305,11 @@ class Run:
             self._loop.told_to_stop()
         return stop
 
-    def _enter(self, kind: Kind, *, done: bool) -> None:
+    def _is_at_end_of(self, epochs: int | None) -> bool:
+        return self.epoch == epochs and not self._loop.resumed_in_epoch
+
+    def _enter(self, kind: Kind, *, done: bool, at_end: bool) -> None:
+        """Begin the loop, unless all of it is done. `at_end`: whether the run stands where the loop ends, and not beyond."""
         if self._loop.kind is not None or (self._over and kind != "own"):
             msg = (
                 f"a run has one loop, and run.{self._loop.kind or self._over} has begun already. For several epochs write "
@@ -315,7 +319,7 @@ class Run:
         release_vars(self.vars)
         if done:
             say(f"this run is finished: epoch {self.epoch}, step {self.step}; there is nothing to train")
-            if self._keeper.is_finished:
+            if self._keeper.is_finished or not (at_end and self.resumed):
                 self._end_loop(kind)
             else:  # it was told to leave right after its last step: what is left is to say that that was the last one
                 self._loop.enter(kind)
@@ -330,7 +334,7 @@ class Run:
             return
         most = 1 if epochs is None and steps is None else epochs
         over = (most is not None and self.epoch >= most) or (steps is not None and self.step >= steps)
-        self._enter("flat", done=over)
+        self._enter("flat", done=over, at_end=self.step == steps or self._is_at_end_of(most))
         with self._noting_a_break():
             while not over:
                 before = self.step
@@ -373,11 +377,14 @@ class Run:
                 self._loop.save_asked()
             except (OutlastError, SystemExit) as error:
                 say(f"the save that was asked for at step {self.step} is not durable: {error}")
-        if self._loop.body_cut and ended_by() is None:
+        if self._loop.is_cut and ended_by() is None:
             try:
                 self._loop.leave_cut()
             except SystemExit as left:
                 self._cut_with = left.code
+            except OutlastError as error:
+                say(f"leaving at step {self.step}: {error}")
+                self._cut_with = error.exit_code
         self._keeper.close(self.attempt, self.step)
         if isinstance(self._cut_with, int) and threading.current_thread() is threading.main_thread():
             end_with(self._cut_with)

@@ -59,6 +59,22 @@ for step in run.steps(20):
         break
 """
 
+TAIL = """
+for epoch in run.epochs(2):
+    for i, x in run.enumerate(loader):
+        train(x, i)
+    if told(run.step - 4):
+        break
+"""
+
+OWN_LOADER = """
+for epoch in run.epochs(2):
+    for i in range(10):
+        train(torch.ones(4), i)
+        if told(i):
+            break
+"""
+
 EVALUATES = """
 for i, x in run.enumerate(loader, epochs=2):
     train(x, i)
@@ -91,3 +107,22 @@ def test_one_that_is_told_and_goes_on_leaves_at_the_next_safe_point_and_saves(la
     assert lab.source(SCRIPT.replace("LOOP", EVALUATES)).wait() == PREEMPTED, lab.said()
     newest = lab.commits()[-1]
     assert (newest["reason"], newest["step"]) == ("emergency", 7)
+
+
+def test_one_that_is_left_in_an_epochs_tail_is_no_end_either(lab: Lab) -> None:
+    """The epoch's batches are saved, and its tail, which was cut, is run again."""
+    assert lab.source(SCRIPT.replace("LOOP", TAIL)).wait() == PREEMPTED, lab.said()
+    newest = lab.commits()[-1]
+    assert (newest["step"], newest["position"]["tail_open"]) == (10, True)
+    assert lab.source(SCRIPT.replace("LOOP", TAIL)).wait() == 0, lab.said()
+    assert [r["step"] for r in lab.of("step")] == list(range(20))
+
+
+def test_an_epoch_that_reads_a_loader_of_its_own_is_not_over_by_a_break(lab: Lab) -> None:
+    """It is run again whole: where its data stood is not known."""
+    assert lab.source(SCRIPT.replace("LOOP", OWN_LOADER)).wait() == PREEMPTED, lab.said()
+    assert lab.source(SCRIPT.replace("LOOP", OWN_LOADER)).wait() == 0, lab.said()
+    first = lab.of("step")[0]["pid"]
+    assert [(r["epoch"], r["index"]) for r in lab.of("step") if r["pid"] != first] == [
+        (epoch, i) for epoch in range(2) for i in range(10)
+    ]

@@ -124,6 +124,35 @@ def test_one_that_leaves_after_its_last_step_is_finished_by_the_next_start(lab: 
     assert len(lab.of("step")) == 18
 
 
+FLAT = """
+import os, torch, outlast
+
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+run = outlast.Run("run", model=model, optimizer=optimizer)
+for x in run.batches(outlast.DataLoader(torch.ones(10, 4), 1), steps=STEPS):
+    optimizer.zero_grad()
+    model(x).sum().backward()
+    optimizer.step()
+    if run.step == 14 and run.attempt == 1:
+        os.kill(os.getpid(), 15)
+"""
+
+
+def test_a_flat_loop_that_leaves_after_its_last_step_is_finished_where_it_stands(lab: Lab) -> None:
+    """Within an epoch; with more steps to do the next start goes on there, and with fewer nothing is said to be finished."""
+    assert lab.source(FLAT.replace("STEPS", "15")).wait() == PREEMPTED, lab.said()
+    assert lab.source(FLAT.replace("STEPS", "12")).wait() == 0, lab.said()
+    left = lab.commits()[-1]
+    assert (left["step"], left["finished"], left["position"]["batches"]) == (15, False, 5)
+    assert lab.source(FLAT.replace("STEPS", "15")).wait() == 0, lab.said()
+    whole = lab.commits()[-1]
+    assert whole["finished"]
+    assert {**whole["position"]} == {**left["position"]}
+    assert lab.source(FLAT.replace("STEPS", "20")).wait() == 0, lab.said()
+    assert (lab.commits()[-1]["step"], lab.commits()[-1]["position"]["batches"]) == (20, 10)
+
+
 FROZEN = """
 import os, time, torch, outlast
 

@@ -197,10 +197,10 @@ def _when(notice: Notice) -> str:
     return f" in {max(notice.deadline_s - time.monotonic(), 0):.0f} s"
 
 
-def _urgency(notice: Notice, now: float) -> tuple[bool, float]:
-    """What sorts the notice with the earliest deadline first; one that has come comes last, and the later the earlier it was."""
+def _urgency(notice: Notice, now: float) -> tuple[bool, bool, float]:
+    """What sorts ends before hints, and of each the earliest deadline first; one that has come last, the later the earlier it was."""
     deadline_s = float("inf") if notice.deadline_s is None else notice.deadline_s
-    return deadline_s <= now, deadline_s if deadline_s > now else -deadline_s
+    return notice.kind == "hint", deadline_s <= now, deadline_s if deadline_s > now else -deadline_s
 
 
 def _tick_s(session: Session | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -45,7 +46,7 @@ def tail_resumed(epoch: int | None) -> None:
     _tail_resumed[:] = [] if epoch is None else [epoch]
 
 
-def flush_logging() -> threading.Thread:
+def flush_logging() -> threading.Thread | None:
     """Begin to flush the handlers of every logger; in a daemon thread, since one of them may wait for a network."""
 
     def flush() -> None:
@@ -59,7 +60,12 @@ def flush_logging() -> threading.Thread:
                 say(f"warning: what was logged through {handler!r} is not flushed: {error}")
 
     thread = threading.Thread(target=flush, name="outlast-logging", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except (
+        RuntimeError
+    ):  # in an exit hook some versions of Python start no thread; `logging` flushes in a hook of its own
+        return None
     return thread
 
 
@@ -102,7 +108,8 @@ def exit_by(at_s: float, code: int, last: Callable[[], None]) -> None:
         last()
         end_with(code)
 
-    threading.Thread(target=end, name="outlast-exit", daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # in an exit hook, as above: this process ends by itself
+        threading.Thread(target=end, name="outlast-exit", daemon=True).start()
 
 
 def watch_exceptions() -> None:

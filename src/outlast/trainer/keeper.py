@@ -212,6 +212,16 @@ class Keeper:
         return self._saved_as == "finished" and not self._changed
 
     @property
+    def is_unsaved(self) -> bool:
+        """Whether steps were done since a snapshot was taken."""
+        return self._changed
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the script was told, by an exception, to end."""
+        return self._left is not None
+
+    @property
     def is_asked(self) -> bool:
         """Whether a save was asked for that no safe point has taken, and the script has not said how it ends."""
         return self._user_save is not None and self._ending == "ended"
@@ -383,8 +393,9 @@ class Keeper:
         logs = flush_logging()
         in_time = self._finish_trackers(_TRACKERS_S)
         now = time.monotonic()
-        logs.join(max(self._outside_until_s(now, _EXIT_S) - now, _EXIT_S / 10))
-        if not in_time or logs.is_alive():
+        if logs is not None:
+            logs.join(max(self._outside_until_s(now, _EXIT_S) - now, _EXIT_S / 10))
+        if not in_time or (logs is not None and logs.is_alive()):
             self._exit_soon(step, code)
 
     def _exit_soon(self, step: int, code: int) -> None:
@@ -438,7 +449,8 @@ class Keeper:
         error: str | None = None
         self._saver.finish()
         for left in range(RETAKES, -1, -1):
-            saved = None if number is None else self._link.wait_saved(number, self._deadline_s, why)
+            until_s = self._deadline_s if again else self._held_until_s
+            saved = None if number is None else self._link.wait_saved(number, until_s, why)
             if number is None or saved is None:
                 return False
             if saved.checkpoint is not None:
@@ -453,6 +465,10 @@ class Keeper:
             return False
         msg = f"step {step} was not saved: {error}"
         raise StoreError(msg)
+
+    def _held_until_s(self) -> float | None:
+        """As below, for what is held: once its notice is taken back nobody asks for it until the script ends."""
+        return self._deadline_s() if self.should_stop() else 0.0
 
     def _deadline_s(self) -> float | None:
         shared = self.page[Word.DEADLINE_NS]

@@ -55,7 +55,7 @@ class Loop:
         source: what the epoch's batches come from, while they are read.
         tail_open: whether the epoch's batches are over, and its tail is not.
         tail_cut: whether that tail was told to stop.
-        body_cut: whether the body of the batch or step that is under way was told so; a `break` then ends no epoch and no run.
+        body_cut: whether what is under way before the tail was told so; a `break` then ends no epoch and no run.
         own_points: whether `run.safe_point` was called within an epoch that reads no batches.
         keeper: saves, and leaves.
     """
@@ -198,18 +198,27 @@ class Loop:
 
     def told_to_stop(self) -> None:
         """The script was told that it should stop, and may leave what it is in by a `break` or `return`."""
-        self.tail_cut = self.tail_cut or self.tail_open
-        in_body = self.kind == "steps" or (self.kind is not None and self.source is not None)
-        self.body_cut = self.body_cut or in_body
+        if self.kind is not None:
+            self.tail_cut = self.tail_cut or self.tail_open
+            self.body_cut = self.body_cut or not self.tail_open
+
+    @property
+    def resumed_in_epoch(self) -> bool:
+        """Whether what is resumed, and not announced yet, stands within an epoch."""
+        return self.resumed is not None and self.resumed.in_epoch
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the script has left its loop, after it was told to stop, and has not ended by that yet."""
+        return self.kind is not None and (self.tail_cut or self.body_cut) and not self.keeper.has_left
 
     def leave_cut(self) -> NoReturn:
         """Leave where the script has cut short a tail or a body: what is whole was saved or held before it."""
-        if self.body_cut:
+        if self.body_cut and self.keeper.is_unsaved:
             say(
                 "the loop was left by a break, because run.should_stop() said so, and what came after the last save is lost with "
                 "it: within its loop a run leaves by itself, at the next safe point, where it can save"
             )
-            self.body_cut = False
         self.keeper.leave(self.epoch, self.step, cut=True)
 
     def begin_head(self) -> None:
@@ -274,10 +283,15 @@ class Loop:
             "own_points": self.own_points,
             "seed": self._seed,
             "best": self.keeper.best.position,
-            "batches": source.batches_done if source is not None else None,
-            "samples": source.samples_done if source is not None else None,
+            "batches": source.batches_done if source is not None else self._as_resumed("batches"),
+            "samples": source.samples_done if source is not None else self._as_resumed("samples"),
         }
         return Whole(tree, plain, settings)
+
+    def _as_resumed(self, name: str) -> Json:
+        """Where an epoch stands of which this attempt has read nothing, as in a run whose last step was done before."""
+        at = self.resumed.position if self.resumed is not None and self._last_epoch_read < 0 else None
+        return at[name] if at is not None and at["epoch"] == self.epoch else None
 
     def _leave_source(self) -> None:
         """The epoch's batches are over. The position stays: some loaders count epochs in a state of their own."""
