@@ -384,6 +384,15 @@ def test_a_deadline_that_has_come_hides_no_newer_notice_of_its_source(seconds):
     assert loop.standing == (second,)
 
 
+@pytest.mark.parametrize("seconds", [-5.0, 30.0])
+def test_a_hint_hides_no_end_of_its_source(seconds):
+    """Two maintenance events: the order to leave for the one stands for as long as the machine has not outlived it."""
+    end, hint = notice(seconds=seconds), notice(seconds=9e4, number=2, kind="hint")
+    loop = Loop(Watch([Acknowledging(hint, end)]))
+    loop.tick(None)
+    assert loop.standing == (end,)
+
+
 def test_of_several_deadlines_that_have_come_the_newest_notice_stands():
     """Else the older ones would be taken for new ones in turn."""
     first, second = notice(seconds=-5.0), notice(seconds=-1.0, number=2)
