@@ -271,31 +271,29 @@ def test_list_says_what_is_shared_best_and_on_the_store(store, capsys):
     assert "On the store:" in call(capsys, "list", "gpt")
 
 
-@pytest.mark.parametrize("command", ["list", "verify"])
-def test_what_the_run_deletes_meanwhile_is_not_called_damaged(store, capsys, monkeypatch, command):
-    """A live run prunes while somebody looks: what is gone is left out, and no fault."""
+def deleted_as_it_is_read(store, monkeypatch, step):
+    """A live run prunes this checkpoint while somebody looks at it."""
     load = catalog.load
 
     def meanwhile(store, id):
-        if id.step == 2:
+        if id.step == step:
             store.delete([id.commit_key, id.manifest_key(0)])
         return load(store, id)
 
     monkeypatch.setattr(catalog, "load", meanwhile)
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_what_the_run_deletes_meanwhile_is_not_called_damaged(store, capsys, monkeypatch, command):
+    """What is gone is left out, and no fault."""
+    deleted_as_it_is_read(store, monkeypatch, 2)
     found = json.loads(call(capsys, command, "gpt", "--json"))["checkpoints"]
     assert [row["step"] for row in found] == [6, 5, 4, 3, 1]
 
 
 def test_status_calls_what_the_run_deletes_meanwhile_no_fault(store, monkeypatch):
     """It shows the newest that can be read."""
-    load = catalog.load
-
-    def meanwhile(store, id):
-        if id.step == 6:
-            store.delete([id.commit_key, id.manifest_key(0)])
-        return load(store, id)
-
-    monkeypatch.setattr(catalog, "load", meanwhile)
+    deleted_as_it_is_read(store, monkeypatch, 6)
     faults = []
     found, _, _ = status._durable(store, faults)
     assert (found["step"], faults) == (5, [])

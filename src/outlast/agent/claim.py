@@ -121,7 +121,7 @@ def _wait_until_gone(
             raise RunAlive(_alive_message(store, newest, record, claimant, sign))
         if have_ended(store, parts):
             return
-        agents = ([record.agent] if record else []) + agents_now(store, parts)
+        agents = _agents(store, record, parts) if trainer is False or record is None else []
         # An agent that asks on behalf of its next script has finished with the one before.
         living = [agent for agent in agents if process_alive(agent) and agent != claimant.agent]
         waited_s = time.monotonic() - started
@@ -130,10 +130,10 @@ def _wait_until_gone(
                 raise RunAlive(
                     _alive_message(store, newest, record, claimant, "it has just written to the store")
                 )
-            if record is None and agents == [claimant.agent]:  # of its own script, which has ended
+            if agents == [claimant.agent]:  # of its own script, which has ended
                 return
             if waited_s >= waits.silent_s:
-                if record is None and living:
+                if living:
                     sign = f"its agent is process {living[0].pid}"
                     raise RunAlive(_alive_message(store, newest, record, claimant, sign))
                 return
@@ -206,6 +206,10 @@ def _is_ours(store: Store, record: AttemptRecord, waits: Waits) -> bool:
         time.sleep(waits.settle_s)
     back = catalog.read_attempt(store, record.attempt)
     return back is not None and back.nonce == record.nonce
+
+
+def _agents(store: Store, record: AttemptRecord | None, parts: tuple[str, ...]) -> list[ProcessId]:
+    return ([record.agent] if record else []) + agents_now(store, parts)
 
 
 def _alive_message(

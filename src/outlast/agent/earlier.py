@@ -59,9 +59,8 @@ def passed_over(store: Store, record: AttemptRecord) -> frozenset[CheckpointId]:
             source = parse_checkpoint_name((attempt.resumed_from if attempt else None) or "")
             if source is not None:
                 found.update(id for id in old if id.attempt < number and id > source)  # noqa: A001
-                found.discard(
-                    source
-                )  # one saved while its attempt was taken over from: passed over, then found after all
+                # Saved while its attempt was taken over from: passed over by the first claim, then found after all.
+                found.discard(source)
     return frozenset(found)
 
 

@@ -122,10 +122,8 @@ def supervise(
             ended = _launch(
                 command, env, listener, loop, interrupts=interrupts, history=history, outlets=outlets
             )
-            if ended.attempt:
-                env.pop(
-                    "OUTLAST_TAKE_OVER", None
-                )  # once: what this launch has started is its own from now on
+            if ended.attempt:  # what this launch has started is its own from now on
+                env.pop("OUTLAST_TAKE_OVER", None)
             code = _what_next(
                 ended,
                 history,

@@ -89,10 +89,9 @@ def read_run(store: Store) -> RunRecord | None:
             f"If no checkpoint is expected there, delete {RUN_KEY} and start again; otherwise choose another place."
         )
         raise ObjectDamaged(msg) from damage
-    keys = _own_keys(store)
-    return (
-        read_record(store, RUN_KEY, RunRecord)[0] if RUN_KEY in keys else None
-    )  # another start put it just now
+    if RUN_KEY in _own_keys(store):  # another start has put it just now
+        return read_record(store, RUN_KEY, RunRecord)[0]
+    return None
 
 
 def create_run(store: Store, run_id: str, created_utc: str, settle_s: float = 0.0) -> RunRecord:

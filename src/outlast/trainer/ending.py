@@ -47,7 +47,11 @@ def tail_resumed(epoch: int | None) -> None:
 
 
 def flush_logging() -> threading.Thread | None:
-    """Begin to flush the handlers of every logger; in a daemon thread, since one of them may wait for a network."""
+    """Begin to flush the handlers of every logger; in a daemon thread, since one of them may wait for a network.
+
+    Returns:
+        The thread; None where none can be started any more.
+    """
 
     def flush() -> None:
         loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
@@ -62,10 +66,8 @@ def flush_logging() -> threading.Thread | None:
     thread = threading.Thread(target=flush, name="outlast-logging", daemon=True)
     try:
         thread.start()
-    except (
-        RuntimeError
-    ):  # in an exit hook some versions of Python start no thread; `logging` flushes in a hook of its own
-        return None
+    except RuntimeError:
+        return None  # in an exit hook some versions of Python start none; `logging` flushes in one of its own
     return thread
 
 

@@ -467,7 +467,7 @@ class Keeper:
         raise StoreError(msg)
 
     def _held_until_s(self) -> float | None:
-        """As below, for what is held: once its notice is taken back nobody asks for it until the script ends."""
+        """As `_deadline_s`, for what is held: once its notice is taken back nobody asks for it until the script ends."""
         return self._deadline_s() if self.should_stop() else 0.0
 
     def _deadline_s(self) -> float | None:

@@ -204,7 +204,7 @@ class Loop:
 
     @property
     def resumed_in_epoch(self) -> bool:
-        """Whether what is resumed, and not announced yet, stands within an epoch."""
+        """Whether this attempt began within an epoch."""
         return self.resumed is not None and self.resumed.in_epoch
 
     @property
