@@ -60,6 +60,7 @@ class Zygote:
         self._process.stdin.flush()
         while "code" in (answer := self._answer()):
             self._codes[answer["pid"]] = answer["code"]
+        self._codes.pop(answer["pid"], None)  # pids come round in a long run: that one's code is another's
         return answer["pid"]
 
     def wait(self, pid: int) -> int:

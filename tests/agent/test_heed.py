@@ -287,6 +287,57 @@ def test_a_trainer_that_hangs_has_what_is_held_saved_in_time(heeding):
     assert manifest.reason is Reason.EMERGENCY
 
 
+class Awaited:
+    """A trainer whose steps take 0.2 s and whose saves take 10 s; a snapshot of it is held, of step 2."""
+
+    def __init__(self, heeding, monkeypatch) -> None:
+        self.one = heeding()
+        self.one.persister.precede([(10.0, sum(SIZES.values()))])
+        self.released: list[Reason] = []
+        monkeypatch.setattr(self.one.persister, "release", self.released.append)
+        self.at(1, 0.2)
+        self.one.submit(2, state_of(2, SIZES), hold=True)
+        self.at(2, 0.0)
+
+    def at(self, step: int, ago_s: float) -> None:
+        """It was at a safe point so long ago, and the agent has seen it."""
+        self.one.page[Word.STEPS] = step
+        self.one.page[Word.SAFE_POINT_NS] = time.monotonic_ns() - int(ago_s * 1e9)
+        self.one.heed.look(())
+
+    def look(self, left_s: float) -> bool:
+        """Whether what is held is saved without waiting for the trainer, with so much time left."""
+        self.released.clear()
+        self.one.heed.look((notice("signal", left_s),))
+        assert self.one.page[Word.STOP] == Stop.LEAVE
+        return bool(self.released)
+
+
+def test_a_safe_point_that_still_leaves_time_for_its_save_is_waited_for(heeding, monkeypatch):
+    """Though a warning was never long enough for any margin; not one that is overdue, nor where its save would not fit."""
+    trainer = Awaited(heeding, monkeypatch)
+    assert not trainer.look(12.0)
+    assert trainer.look(10.1)
+    trainer.one.page[Word.SAFE_POINT_NS] -= 10**9
+    assert not trainer.look(12.0)
+    trainer.one.page[Word.SAFE_POINT_NS] -= 10**9
+    assert trainer.look(12.0)
+    assert trainer.look(25.0)
+
+
+def test_a_trainer_that_takes_a_snapshot_is_waited_for(heeding, monkeypatch):
+    """However long ago its safe point was, and in an epoch's tail; as long as what it takes still fits."""
+    trainer = Awaited(heeding, monkeypatch)
+    page = trainer.one.page
+    page[Word.SAFE_POINT_NS] -= 5 * 10**9
+    page[Word.PHASE] = Phase.TAIL
+    page[Word.TAKING] = 1
+    assert not trainer.look(12.0)
+    assert trainer.look(10.9)
+    page[Word.TAKING] = 0
+    assert trainer.look(12.0)
+
+
 def test_what_waits_while_another_save_is_written_becomes_an_emergency_save(heeding):
     """The newest complete snapshot, though it is neither held nor begun."""
     gate = Gate()

@@ -14,6 +14,7 @@ from torch import nn
 from launch import eventually
 from outlast._errors import ConfigError
 from outlast._types import Reason
+from outlast.agent.control import Word
 from outlast.trainer.saver import Order
 
 MB = 10**6
@@ -172,3 +173,22 @@ def test_what_snapshots_take_is_said(lab):
     assert script.wait() == 0, script.text
     eventually("it is said", lambda: "snapshots take 2 x" in script.text)
     assert script.text.count("snapshots take") == 1
+
+
+def test_the_agent_sees_that_a_snapshot_is_taken(inside, monkeypatch):
+    """From before an arena is asked for until it is handed over, and no longer, though none was free or taking it failed."""
+    run = inside(one_buffer(MB))
+    shown, free, submit = [], run.saver._room.free, run.link.submit
+
+    def show(where):
+        shown.append((where, run.link.page[Word.TAKING]))
+
+    monkeypatch.setattr(run.saver._room, "free", lambda until: (show("arena"), free(until))[1])
+    monkeypatch.setattr(run.link, "submit", lambda snapshot: (submit(snapshot), show("handed over"))[0])
+    run.save()
+    assert shown == [("arena", 1), ("handed over", 1)]
+    assert run.link.page[Word.TAKING] == 0
+    monkeypatch.setattr(run.saver, "_gather", lambda table: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.save()
+    assert run.link.page[Word.TAKING] == 0

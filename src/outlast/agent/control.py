@@ -44,6 +44,8 @@ class Word(IntEnum):
     """Trainer: how long it stood still for the last interval save."""
     PAUSED_NS = 14
     """Trainer: the same of all saves of this attempt together."""
+    TAKING = 15
+    """Trainer: 1 while it takes a snapshot, which the agent will have soon; 0 else."""
 
 
 class Stop(IntEnum):

@@ -140,24 +140,31 @@ class Heed:
         self._seen = steps, safe_ns
 
     def _safe_point_s(self, now: float) -> float:
-        """Until the next safe point: as the slowest of the last steps, or as long as the present one takes already."""
+        """Until the next safe point: as the slowest of the last steps, or as long as the present one takes already.
+
+        One that has not begun, since a snapshot is taken before it, takes no time yet.
+        """
         safe_ns = self._page[Word.SAFE_POINT_NS]
-        since_s = now - safe_ns / 1e9 if safe_ns else 0.0
+        since_s = now - safe_ns / 1e9 if safe_ns and not self._page[Word.TAKING] else 0.0
         return max(since_s, *self._steps_s, 0.0)
 
     def _is_late(self, deadline_s: float | None, save_s: float | None, now: float) -> bool:
-        """Whether the safe point that a trainer is to leave at is not waited for: what is complete is saved without it."""
-        if (
-            not self._steps_s
-            or self._page[Word.PHASE] != Phase.TRAINING
-            or deadline_s is None
-            or save_s is None
-        ):
+        """Whether the save that a trainer leaves with is not waited for: what is complete is saved without it.
+
+        While it takes a snapshot it has reached its safe point, and is late only as that would not fit any more. Where the margin
+        before a deadline is used up already, a safe point is still waited for that is not overdue and leaves time for its save.
+        """
+        if deadline_s is None or save_s is None:
+            return True
+        if self._page[Word.TAKING]:
+            return now + save_s + EXIT_S > deadline_s
+        if not self._steps_s or self._page[Word.PHASE] != Phase.TRAINING:
             return True
         since_s = now - self._page[Word.SAFE_POINT_NS] / 1e9
-        return since_s > LATE_STEPS * max(self._steps_s) + EXIT_S or now >= latest_leave_s(
-            deadline_s, save_s, 0.0
-        )
+        slowest_s = max(self._steps_s)
+        if now < latest_leave_s(deadline_s, save_s, 0.0):
+            return since_s > LATE_STEPS * slowest_s + EXIT_S
+        return since_s > slowest_s + EXIT_S or now + max(slowest_s - since_s, 0.0) + save_s > deadline_s
 
     def _compare(self, standing: dict[str, Notice], now: float) -> bool:
         """Let go what stands no more, take over what is new and what has moved; both by the notices' ids.

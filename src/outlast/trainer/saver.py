@@ -162,8 +162,15 @@ class Saver:
         """Copy the state into an arena and hand it over; its number, or None where no arena became free in time.
 
         An interval save and a held one do not wait: the next safe point tries again. So does, `in_loop`, an emergency save,
-        and any save while the store fails, since training goes on then.
+        and any save while the store fails, since training goes on then. The agent sees on the page that one is taken.
         """
+        self._show_taking(1)
+        try:
+            return self._take(order, in_loop=in_loop)
+        finally:
+            self._show_taking(0)
+
+    def _take(self, order: Order, *, in_loop: bool) -> int | None:
         self.settle()
         began_ns = time.monotonic_ns()
         may_wait = order.hold or order.reason is not Reason.INTERVAL
@@ -280,6 +287,11 @@ class Saver:
             table = TensorTable()
             whole = self._gather(table)
             self._room.make(self._layout_of(table, frozen_names(whole.tree["states"], table.entries)))
+
+    def _show_taking(self, taking: int) -> None:
+        page = self._link.page
+        if page is not None:
+            page[Word.TAKING] = taking
 
     def _note_pause(self, order: Order, pause_ns: int) -> None:
         """Tell the agent for how long training stood still."""
