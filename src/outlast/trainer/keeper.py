@@ -25,8 +25,9 @@ from outlast.agent.link import Link
 from outlast.agent.protocol import Ending
 from outlast.state.table import TensorTable
 from outlast.trainer.best import BestSoFar
-from outlast.trainer.ending import ended_by, exit_by, flush_logging, trace_of_end
+from outlast.trainer.ending import ended_by, trace_of_end
 from outlast.trainer.frozen import Stored
+from outlast.trainer.outside import Outside
 from outlast.trainer.overlapping import Overlapping
 from outlast.trainer.saver import RETAKES, Order, Saver, Whole
 from outlast.trainer.signals import Signals
@@ -36,14 +37,6 @@ _FLUSH_NS = 1e9
 """Metrics travel to the agent at least every second."""
 _HELD_LOOK_S = 0.1
 """Between looks at a store that is waited for."""
-_TRACKERS_S = 10.0
-"""How long trackers and logs are waited for once the state is durable, where nothing hurries."""
-_TRACKERS_LEAVING_S = 5.0
-"""The same where this machine goes away at a known time."""
-_TRACKERS_FINISHED_S = 60.0
-"""The same at the end of a run that is finished: nobody starts it again to catch up."""
-_EXIT_S = 0.5
-"""Left before a deadline, for the process to end."""
 _STOP, _INTERRUPTS, _BATCHES = int(Word.STOP), int(Word.INTERRUPTS), int(Word.BATCHES)
 _EMERGENCIES = int(Word.EMERGENCIES)
 _STEPS, _SAFE_NS, _SAFE_BATCHES = int(Word.STEPS), int(Word.SAFE_POINT_NS), int(Word.SAFE_POINT_BATCHES)
@@ -83,6 +76,7 @@ class Keeper:
         self._on_loss = saving.on_loss
         self.best = BestSoFar(saving.best)
         self.tracking = Tracking(link.ask)
+        self._outside = Outside(self.tracking, self._deadline_s)
         link.heard = self.tracking.heard
         self._signals = signals
         self._saved_as = saved_as
@@ -97,7 +91,6 @@ class Keeper:
         self.due_next = True
         self._ending: Ending = "ended"
         self._closed = self._give_up = False
-        self._trackers_over = False
         self._closing = threading.Lock()
         self._left: SystemExit | None = None
 
@@ -311,11 +304,11 @@ class Keeper:
         in_time = True
         if self._ending == "finished" or self.is_finished:
             # All is durable, and the agent is still there to read back.
-            in_time = self._finish_trackers(_TRACKERS_FINISHED_S, final=True)
+            in_time = self._outside.finish_trackers(self._ending, final=True)
         self._saver.finish()
         self.tracking.cut()
         self._link.close(self._ending)
-        in_time = self._finish_trackers(_TRACKERS_S) and in_time
+        in_time = self._outside.finish_trackers(self._ending) and in_time
         if not in_time and self._signals.stop:
             self._exit_soon(step, EXIT_PREEMPTED)
 
@@ -390,43 +383,13 @@ class Keeper:
 
     def _finish_outside(self, step: int, code: int) -> None:
         """All that could be saved is: trackers and logs have a bounded time, then this process ends whatever they do."""
-        logs = flush_logging()
-        in_time = self._finish_trackers(_TRACKERS_S)
-        now = time.monotonic()
-        if logs is not None:
-            logs.join(max(self._outside_until_s(now, _EXIT_S) - now, _EXIT_S / 10))
-        if not in_time or (logs is not None and logs.is_alive()):
+        if not self._outside.finish(self._ending):
             self._exit_soon(step, code)
 
     def _exit_soon(self, step: int, code: int) -> None:
-        """Give the script a moment for its own cleaning up; whatever hangs then, its process ends."""
         welcome = self._link.welcome
         assert welcome is not None
-        now = time.monotonic()
-        at_s = max(self._outside_until_s(now, _TRACKERS_LEAVING_S), now + _EXIT_S)
-        exit_by(at_s, code, lambda: self.close(welcome.attempt, step))
-
-    def _finish_trackers(self, most_s: float, *, final: bool = False) -> bool:
-        """Let the trackers take what counts, once; whether they have."""
-        if self._trackers_over or not self.tracking.is_used:
-            return True
-        self._trackers_over = True
-        began_s = time.monotonic()
-        late = self.tracking.finish(self._ending, lambda: self._outside_until_s(began_s, most_s), final=final)
-        if late:
-            took_s = time.monotonic() - began_s
-            say(
-                f"warning: {', '.join(late)}: not done {took_s:.1f} s after the save; this process does not wait any longer. "
-                "What is lacking there is caught up at the next start"
-            )
-        return not late
-
-    def _outside_until_s(self, began_s: float, most_s: float) -> float:
-        """Monotonic time until which something outside may take from the last seconds."""
-        deadline = self._deadline_s()
-        return (
-            began_s + most_s if deadline is None else min(began_s + _TRACKERS_LEAVING_S, deadline - _EXIT_S)
-        )
+        self._outside.exit_soon(code, lambda: self.close(welcome.attempt, step))
 
     def _depart(self, how: SystemExit) -> NoReturn:
         self._left = how
