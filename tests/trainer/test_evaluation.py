@@ -12,6 +12,7 @@ PREEMPTED = 75
 
 SCRIPT = """
 import os, time, torch, outlast
+from MODULE import LOADER
 
 LAB = os.environ["T_LAB"]
 
@@ -27,7 +28,7 @@ class Held(torch.utils.data.Dataset):
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 run = outlast.Run("run", model=model, optimizer=optimizer)
-evaluation = torch.utils.data.DataLoader(Held(), 2, num_workers=2)
+evaluation = LOADER(Held(), 2, num_workers=2)
 for epoch in run.epochs(2):
     for i, x in run.enumerate(outlast.DataLoader(torch.ones(6, 4), 1)):
         optimizer.zero_grad()
@@ -38,10 +39,20 @@ for epoch in run.epochs(2):
 """
 
 
-@pytest.mark.parametrize("kind", ["source", "supervised_source"])
-def test_a_sigterm_to_the_group_ends_no_evaluation_and_loses_no_step(lab: Lab, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "module", "loader"),
+    [
+        ("source", "torch.utils.data", "DataLoader"),
+        ("supervised_source", "torch.utils.data", "DataLoader"),
+        ("source", "torchdata.stateful_dataloader", "StatefulDataLoader"),
+    ],
+)
+def test_a_sigterm_to_the_group_ends_no_evaluation_and_loses_no_step(
+    lab: Lab, kind: str, module: str, loader: str
+) -> None:
     """As Slurm sends it. A worker that died of it took the trainer along, with all since the last save."""
-    started = getattr(lab, kind)(SCRIPT.replace("EVALUATES", "i == 2"))
+    script = SCRIPT.replace("MODULE", module).replace("LOADER", loader).replace("EVALUATES", "i == 2")
+    started = getattr(lab, kind)(script)
     eventually("it evaluates", (lab.folder / "evaluates").exists, lab.said)
     started.kill_group(signal.SIGTERM)
     started.says("SIGTERM: this machine goes away")

@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch.utils.data._utils import worker as torch_worker
 
 from outlast.data.fetch import Fetch
 
+_TORCHDATA = "torchdata.stateful_dataloader.stateful_dataloader"
 _NOTICES = (signal.SIGTERM, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that a process gets when the thread that started it ends."""
@@ -87,26 +89,34 @@ def shield(loader: Any) -> None:
 
 
 def shield_every_loader() -> None:
-    """Shield, from now on, the workers of all torch loaders of this process.
+    """Shield, from now on, the workers of all loaders of this process that are torch's, or torchdata's if that is imported.
 
     An evaluation's loader is not handed to `run.batches`. Its workers would die of a signal to the group, and with them the
     evaluation, the trainer and all since the last save.
     """
-    made = torch_loader._MultiProcessingDataLoaderIter.__init__  # noqa: SLF001  # torch has no hook there
+    _shield_workers_of(torch_loader._MultiProcessingDataLoaderIter)  # noqa: SLF001  # torch has no hook there
+    of_torchdata = getattr(sys.modules.get(_TORCHDATA), "_StatefulMultiProcessingDataLoaderIter", None)
+    if of_torchdata is not None:
+        _shield_workers_of(of_torchdata)
+
+
+def _shield_workers_of(iterator: Any) -> None:
+    """Shield the workers that iterators of a class start for a loader, their first argument; once, however often it is said."""
+    made = iterator.__init__
     if hasattr(made, "__wrapped__"):
         return
 
     @functools.wraps(made)
-    def shielded(self: Any, loader: Any) -> None:
+    def shielded(self: Any, loader: Any, *args: Any) -> None:
         user = loader.worker_init_fn
         shield(loader)
         try:
             with notices_held():
-                made(self, loader)
+                made(self, loader, *args)
         finally:
             loader.worker_init_fn = user
 
-    torch_loader._MultiProcessingDataLoaderIter.__init__ = shielded  # type: ignore[method-assign]  # noqa: SLF001
+    iterator.__init__ = shielded
 
 
 def _leave_to_the_trainer(*_: object) -> None:
