@@ -262,10 +262,16 @@ class Run:
             loop.boundary(always=True)
 
     def save(self, *, pin: bool = False) -> None:
-        """Save at the next safe point, or at once when no loop runs. A pinned checkpoint is never deleted."""
+        """Save at the next safe point, or at once when no loop runs. A pinned checkpoint is never deleted.
+
+        Where `should_stop()` was true since the last safe point and an optimizer has stepped since, a `break` may follow: then the
+        state of this call is saved, so that the call belongs at the end of the loop's body.
+        """
         self._keeper.ask(pin=pin)
         if self._loop.kind is None or self._left:
             self._loop.save_asked()
+        else:
+            self._loop.save_before_break()
 
     def log(self, **metrics: float) -> None:
         """Record metrics of the present step; they are durable before the checkpoint of a later step is."""
@@ -298,7 +304,8 @@ class Run:
 
         An epoch's tail that was told so is not counted: the next attempt runs it whole. A loop needs not ask in order to leave:
         it does so by itself, at its next safe point, and saves. One that is left by a `break` after it was told is not over
-        either: the script ends with 75 all the same, and the next attempt goes on from the last save.
+        either: the script ends with 75 all the same, and the next attempt goes on from the last save, which `run.save()` before
+        the `break` makes one of this step.
         """
         stop = self._keeper.should_stop()
         if stop and not self._left:
@@ -366,12 +373,15 @@ class Run:
             yield
         except GeneratorExit:
             self._left = True
+            self._loop.broken_off()
             raise
 
     def _at_exit(self) -> None:
         if os.getpid() != self._pid:
             return  # a process that the script forked
         # A loop that was left without a sign of it, as where a progress bar keeps its iterator.
+        if ended_by() is None:
+            self._loop.broken_off()
         if self._keeper.is_asked and ended_by() is None:
             try:
                 self._loop.save_asked()

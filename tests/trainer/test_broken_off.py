@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from launch import Lab
 
-PREEMPTED = 75
+PREEMPTED, INTERRUPTED = 75, 130
 
 SCRIPT = """
 import json, os, time, torch, outlast
@@ -26,8 +28,8 @@ def train(x, index):
     os.write(record, (json.dumps(line) + "\\n").encode())
 
 def told(step):
-    if run.attempt == 1 and step == 6:
-        os.kill(os.getpid(), 15)
+    if run.attempt == 1 and step == 6 and (by := int(os.environ.get("T_SIGNAL", "15"))):
+        os.kill(os.getpid(), by)
         while not run.should_stop():
             time.sleep(0.01)
     return run.should_stop()
@@ -51,6 +53,9 @@ for i, x in run.enumerate(loader, epochs=2):
     if told(run.step):
         break
 """
+
+BAR = FLAT.replace("for i, x in", "bar = iter(").replace("epochs=2):", "epochs=2))\nfor i, x in bar:")
+"""Something, such as a progress bar, keeps the iterator: that the loop was left shows only as the script ends."""
 
 STEPS = """
 for step in run.steps(20):
@@ -79,6 +84,19 @@ EVALUATES = """
 for i, x in run.enumerate(loader, epochs=2):
     train(x, i)
     told(run.step)
+"""
+
+
+SAVED = """
+def leave():
+    run.save()
+    return True
+
+CUT = False
+LOOP
+if CUT:
+    model.weight.data.zero_()  # what is evaluated, or sent away, after the loop
+os.write(record, (json.dumps({"kind": "end", "pid": os.getpid(), "weight": model.weight.tolist(), "rand": torch.rand(2).tolist()}) + "\\n").encode())
 """
 
 
@@ -126,3 +144,47 @@ def test_an_epoch_that_reads_a_loader_of_its_own_is_not_over_by_a_break(lab: Lab
     assert [(r["epoch"], r["index"]) for r in lab.of("step") if r["pid"] != first] == [
         (epoch, i) for epoch in range(2) for i in range(10)
     ]
+
+
+@pytest.mark.parametrize("loop", [EPOCHS, FLAT, BAR, STEPS], ids=["epochs", "flat", "bar", "steps"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_save_before_the_break_loses_no_step(lab: Lab, loop: str, number: int) -> None:
+    """It is of the state at the call, whatever the script does to that after its loop, and the end is the undisturbed one's."""
+    saved = loop.replace("            break", "            CUT = leave()\n            break")
+    saved = saved.replace("        break", "        CUT = leave()\n        break") if saved == loop else saved
+    saved = saved.replace('print("a tail")', "CUT and model.weight.data.zero_()")
+    script = SCRIPT.replace("LOOP", SAVED.replace("LOOP", saved))
+    assert lab.source(script, T_SIGNAL=0, OUTLAST_STORE=f"{lab.folder}/undisturbed").wait() == 0, lab.said()
+    first = lab.source(script, T_SIGNAL=int(number))
+    assert first.wait() == (PREEMPTED if number == signal.SIGTERM else INTERRUPTED), lab.said()
+    newest = lab.commits()[-1]
+    assert newest["step"] == 7
+    assert (newest["reason"] == "emergency") == (number == signal.SIGTERM)
+    assert "lost with it" not in first.text
+    last = lab.source(script)
+    assert last.wait() == 0, lab.said()
+    assert [r["step"] for r in lab.of("step", last.pid)] == list(range(7, 20))
+    assert [r["index"] for r in lab.of("step", last.pid)] == [step % 10 for step in range(7, 20)]
+    undisturbed, *_, end = [{k: r[k] for k in ("weight", "rand")} for r in lab.of("end")]
+    assert end == undisturbed
+
+
+def test_one_that_saves_and_goes_on_leaves_at_the_next_safe_point(lab: Lab) -> None:
+    """What the body does after it belongs to the step as well."""
+    loop = EVALUATES + "    run.should_stop() and run.save()\n    model.weight.data.add_(1)\n"
+    assert lab.source(SCRIPT.replace("LOOP", loop)).wait() == PREEMPTED, lab.said()
+    assert [commit["step"] for commit in lab.commits()][-1] == 7
+    ended = SAVED.replace("LOOP", loop)
+    assert lab.source(SCRIPT.replace("LOOP", ended)).wait() == 0, lab.said()
+    undisturbed = f"{lab.folder}/undisturbed"
+    assert lab.source(SCRIPT.replace("LOOP", ended), T_SIGNAL=0, OUTLAST_STORE=undisturbed).wait() == 0
+    resumed, whole = [r["weight"] for r in lab.of("end")]
+    assert resumed == whole
+
+
+def test_what_was_not_left_by_a_break_is_not_saved_in_the_middle_of_a_body(lab: Lab) -> None:
+    """A machine that goes before the body is over leaves the last whole step."""
+    loop = EVALUATES + "    run.should_stop() and (run.save(), os.kill(os.getpid(), 9))\n"
+    assert lab.source(SCRIPT.replace("LOOP", loop), OUTLAST_SAVE_EVERY="4 steps").wait() == -signal.SIGKILL
+    lab.nothing_left()
+    assert [commit["step"] for commit in lab.commits()] == [4]

@@ -227,6 +227,29 @@ class Keeper:
             self._leave_unsaved(step)
         self._changed, self._held = False, None
 
+    def keep(self, step: int) -> bool:
+        """Take a snapshot of this moment that counts only if the loop is left by a `break`. Whether it was taken."""
+        self._stay_away()
+        self._saver.drop_kept()
+        reason = Reason.EMERGENCY if self._is_preempted else Reason.USER
+        order = Order(step, reason, pinned=bool(self._user_save), best=self.best.due)
+        return self._saver.take(order, keep=True) is not None
+
+    def drop_kept(self) -> None:
+        """The loop goes on."""
+        self._saver.drop_kept()
+
+    def hand_over_kept(self) -> None:
+        """The loop was left, and what was kept is what counts: the agent makes it durable, whatever the script does next."""
+        self.tracking.hold()
+        self._held = self._saver.hand_over_kept()
+        self._changed, self._user_save, self.best.due, self._saved_as = False, None, None, None
+
+    @property
+    def _is_preempted(self) -> bool:
+        """Whether what makes the script leave is its machine, and not Ctrl-C."""
+        return not (self._signals.interrupted or self.page[Word.INTERRUPTS]) or self._signals.stop
+
     def leave(self, epoch: int, step: int, *, cut: bool = False) -> NoReturn:
         """Save and end the script: this machine goes away, Ctrl-C came, or a newer attempt has taken over.
 
@@ -234,7 +257,7 @@ class Keeper:
         """
         self._stay_away()
         self._superseded_if_so(f"leaving at epoch {epoch}, step {step}")
-        preempted = not (self._signals.interrupted or self.page[Word.INTERRUPTS]) or self._signals.stop
+        preempted = self._is_preempted
         self._ending = "preempted" if preempted else "interrupted"
         self.tracking.hold()
         number = self._held if cut else self._saver.last_number

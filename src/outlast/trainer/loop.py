@@ -87,6 +87,8 @@ class Loop:
         self._settings = settings
         self._seed = seed
         self._last_epoch_read = -1
+        self._kept: int | None = None
+        self._saved_at: int | None = None
         self._taken: tuple[object, Source] | None = None
         self._source_position: object = None
         self._data: Json = None
@@ -127,6 +129,28 @@ class Loop:
             self._watch.mark()
         self.keeper.save_asked(self.step)
 
+    def save_before_break(self) -> None:
+        """Keep what was asked for in a body that was told to stop, once its step is done, as the loop's next move would save it.
+
+        It counts if a `break` follows; if the loop goes on, what the rest of the body does belongs to the step as well. Not where
+        the loop's data are not ours: an epoch of which nobody knows where it stands is run again whole.
+        """
+        if not (
+            self.body_cut and (self.source is not None or self.kind == "steps") and self._watch.stepped()
+        ):
+            return
+        self.step += 1
+        try:
+            self._kept = self.step if self.keeper.keep(self.step) else None
+        finally:
+            self.step -= 1
+
+    def broken_off(self) -> None:
+        """The loop is left for good: what was kept for that is saved now."""
+        if self._kept is not None:
+            self._saved_at, self._kept = self._kept, None
+            self.keeper.hand_over_kept()
+
     def one_epoch(self, source: Source, steps: int | None) -> Iterator[Any]:
         """Iterate the batches that are left of this epoch, until `steps` updates are done; its tail is open then."""
         if self._last_epoch_read == self.epoch:
@@ -154,7 +178,11 @@ class Loop:
                 if self.keeper.should_stop():  # a SIGTERM to the whole group took what feeds the loop first
                     self.keeper.leave(self.epoch, self.step)
                 raise
-            yield batch
+            try:
+                yield batch
+            except GeneratorExit:
+                self.broken_off()
+                raise
             self.boundary()
             if steps is not None and self.step >= steps:
                 return
@@ -168,6 +196,9 @@ class Loop:
         """The loop asks for the next batch: a safe point, if an optimizer has stepped since the last one."""
         self.keeper.batch()
         self.body_cut = False
+        if self._kept is not None:
+            self._kept = None
+            self.keeper.drop_kept()
         if not (self._watch.stepped() or always):
             return
         self.step += 1
@@ -214,12 +245,13 @@ class Loop:
 
     def leave_cut(self) -> NoReturn:
         """Leave where the script has cut short a tail or a body: what is whole was saved or held before it."""
+        self.broken_off()
         if self.body_cut and self.keeper.is_unsaved:
             say(
                 "the loop was left by a break, because run.should_stop() said so, and what came after the last save is lost with "
-                "it: within its loop a run leaves by itself, at the next safe point, where it can save"
+                "it: within its loop a run leaves by itself, at the next safe point, where it can save; so does run.save() before the break"
             )
-        self.keeper.leave(self.epoch, self.step, cut=True)
+        self.keeper.leave(self.epoch, self.step if self._saved_at is None else self._saved_at, cut=True)
 
     def begin_head(self) -> None:
         """An epoch is entered: its head, up to the batches, draws what it drew when it first ran."""

@@ -16,7 +16,7 @@ from outlast._say import say
 from outlast._types import Json, Reason
 from outlast.agent.control import Word
 from outlast.agent.link import Link
-from outlast.agent.protocol import Snapshot
+from outlast.agent.protocol import Saved, Snapshot
 from outlast.snapshot.digests import chunk_digests
 from outlast.snapshot.stager import Layout, fits, layout, moves, stage
 from outlast.state.table import TensorTable
@@ -119,6 +119,7 @@ class Saver:
         self._stored = resumed
         self._overlapping = overlapping
         self._unanswered: dict[int, _Taken] = {}
+        self._kept: Snapshot | None = None
         self._number = 0
         self._repeat: tuple[int, int] = (-1, 0)
         self._share = _FIRST_SHARE
@@ -158,19 +159,21 @@ class Saver:
         steps = self._every.steps
         return math.inf if steps is None else self._last_step + steps
 
-    def take(self, order: Order, *, in_loop: bool = False) -> int | None:
+    def take(self, order: Order, *, in_loop: bool = False, keep: bool = False) -> int | None:
         """Copy the state into an arena and hand it over; its number, or None where no arena became free in time.
 
         An interval save and a held one do not wait: the next safe point tries again. So does, `in_loop`, an emergency save,
         and any save while the store fails, since training goes on then. The agent sees on the page that one is taken.
+
+        With `keep` the agent does not get it before `hand_over_kept`, nor at all if `drop_kept` comes instead.
         """
         self._show_taking(1)
         try:
-            return self._take(order, in_loop=in_loop)
+            return self._take(order, in_loop=in_loop, keep=keep)
         finally:
             self._show_taking(0)
 
-    def _take(self, order: Order, *, in_loop: bool) -> int | None:
+    def _take(self, order: Order, *, in_loop: bool, keep: bool) -> int | None:
         self.settle()
         began_ns = time.monotonic_ns()
         may_wait = order.hold or order.reason is not Reason.INTERVAL
@@ -202,7 +205,7 @@ class Saver:
         repeat = self._repeat[1] + 1 if self._repeat[0] == order.step else 0
         self._repeat = (order.step, repeat)
         self._unanswered[self._number] = _Taken(order, index, of_frozen, prints, lasting)
-        hand_over(
+        (self._keep if keep else hand_over)(
             Snapshot(
                 number=self._number,
                 index=index,
@@ -221,11 +224,29 @@ class Saver:
             )
         )
         self._note_pause(order, time.monotonic_ns() - began_ns)
-        if not order.hold:
+        if not (order.hold or keep):
             self.start(order.step)
             self._share = min(self._share * 2, 1.0)
             self.redo = None
         return self._number
+
+    def hand_over_kept(self) -> int | None:
+        """Hand over the snapshot that was kept; its number, or None where none is."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return None
+        self._link.submit(kept)
+        return kept.number
+
+    def drop_kept(self) -> None:
+        """The snapshot that was kept is not what counts any more."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            self._link.withdraw(Saved(number=kept.number, checkpoint=None, error=None))
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        self._link.reserve(snapshot)
+        self._kept = snapshot
 
     def settle(self) -> None:
         """Learn from what the agent has answered, and go on with what is copied under training."""
