@@ -267,6 +267,7 @@ class Run:
         Where `should_stop()` was true since the last safe point and an optimizer has stepped since, a `break` may follow: then the
         state of this call is saved, so that the call belongs at the end of the loop's body.
         """
+        self._loop.broken_off()
         self._keeper.ask(pin=pin)
         if self._loop.kind is None or self._left:
             self._loop.save_asked()
@@ -307,6 +308,7 @@ class Run:
         either: the script ends with 75 all the same, and the next attempt goes on from the last save, which `run.save()` before
         the `break` makes one of this step.
         """
+        self._loop.broken_off()
         stop = self._keeper.should_stop()
         if stop and not self._left:
             self._loop.told_to_stop()
@@ -372,8 +374,7 @@ class Run:
         try:
             yield
         except GeneratorExit:
-            self._left = True
-            self._loop.broken_off()
+            self._left = self._loop.body_left = True
             raise
 
     def _at_exit(self) -> None:
@@ -381,7 +382,7 @@ class Run:
             return  # a process that the script forked
         # A loop that was left without a sign of it, as where a progress bar keeps its iterator.
         if ended_by() is None:
-            self._loop.broken_off()
+            self._loop.broken_off(at_exit=True)
         if self._keeper.is_asked and ended_by() is None:
             try:
                 self._loop.save_asked()

@@ -317,7 +317,7 @@ def test_a_safe_point_that_still_leaves_time_for_its_save_is_waited_for(heeding,
     """Though a warning was never long enough for any margin; not one that is overdue, nor where its save would not fit."""
     trainer = Awaited(heeding, monkeypatch)
     assert not trainer.look(12.0)
-    assert trainer.look(10.1)
+    assert trainer.look(11.1)
     trainer.one.page[Word.SAFE_POINT_NS] -= 10**9
     assert not trainer.look(12.0)
     trainer.one.page[Word.SAFE_POINT_NS] -= 10**9
@@ -332,8 +332,8 @@ def test_a_trainer_that_takes_a_snapshot_is_waited_for(heeding, monkeypatch):
     page[Word.SAFE_POINT_NS] -= 5 * 10**9
     page[Word.PHASE] = Phase.TAIL
     page[Word.TAKING] = 1
-    assert not trainer.look(12.0)
-    assert trainer.look(10.9)
+    assert not trainer.look(10.5)
+    assert trainer.look(9.9)
     page[Word.TAKING] = 0
     assert trainer.look(12.0)
 

@@ -188,3 +188,60 @@ def test_what_was_not_left_by_a_break_is_not_saved_in_the_middle_of_a_body(lab: 
     assert lab.source(SCRIPT.replace("LOOP", loop), OUTLAST_SAVE_EVERY="4 steps").wait() == -signal.SIGKILL
     lab.nothing_left()
     assert [commit["step"] for commit in lab.commits()] == [4]
+
+
+@pytest.mark.parametrize("loop", [FLAT, EPOCHS], ids=["flat", "epochs"])
+def test_what_was_not_left_by_a_break_is_not_saved_by_an_exception_either(lab: Lab, loop: str) -> None:
+    """It is no sign of a whole step: the rest of the body was not done."""
+    at = (
+        "        if told(run.step):\n            break"
+        if loop == EPOCHS
+        else "    if told(run.step):\n        break"
+    )
+    assert at in loop
+    raises = at.replace("break", "run.save()\nINraise RuntimeError('in the body')")
+    loop = loop.replace(at, raises.replace("IN", " " * (12 if loop == EPOCHS else 8)))
+    assert lab.source(SCRIPT.replace("LOOP", loop), OUTLAST_SAVE_EVERY="4 steps").wait() == 1, lab.said()
+    assert "in the body" in lab.said()
+    assert [commit["step"] for commit in lab.commits()] == [4]
+
+
+TAIL_SAVES = """
+for epoch in run.epochs(2):
+    bar = iter(run.enumerate(loader))
+    for i, x in BATCHES:
+        train(x, i)
+        if told(run.step):
+            break
+    model.weight.data.add_(1)  # as a scheduler's step
+    if run.should_stop():
+        run.save()
+"""
+
+
+@pytest.mark.parametrize("batches", ["bar", "run.enumerate(loader)"])
+def test_a_save_in_a_tail_whose_loop_was_left_is_none_of_the_body(lab: Lab, batches: str) -> None:
+    """It would hold what the tail did, and the tail would run again."""
+    script = SCRIPT.replace("LOOP", SAVED.replace("LOOP", TAIL_SAVES.replace("BATCHES", batches)))
+    assert lab.source(script, OUTLAST_SAVE_EVERY="4 steps").wait() == PREEMPTED, lab.said()
+    assert [commit["step"] for commit in lab.commits()] == [4]
+    assert lab.source(script).wait() == 0, lab.said()
+    assert lab.source(script, T_SIGNAL=0, OUTLAST_STORE=f"{lab.folder}/undisturbed").wait() == 0
+    resumed, whole = [r["weight"] for r in lab.of("end")]
+    assert resumed == whole
+
+
+def test_a_save_before_the_break_is_made_as_soon_as_it_is_known_that_it_was_one(lab: Lab) -> None:
+    """Not only once a long tail is over: it is known when the tail asks whether it should stop."""
+    tail = """    if epoch == 0:
+        waits = 1000
+        while waits and run.should_stop() and not os.path.exists(os.environ["T_LAB"] + "/seen"):
+            time.sleep(0.02)
+            waits -= 1
+"""
+    loop = EPOCHS.replace("            break", "            run.save()\n            break")
+    loop = loop.replace('    print("a tail")\n', tail)
+    first = lab.source(SCRIPT.replace("LOOP", loop))
+    lab.committed(7)
+    (lab.folder / "seen").touch()
+    assert first.wait() == PREEMPTED, lab.said()

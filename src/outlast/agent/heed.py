@@ -151,20 +151,21 @@ class Heed:
     def _is_late(self, deadline_s: float | None, save_s: float | None, now: float) -> bool:
         """Whether the save that a trainer leaves with is not waited for: what is complete is saved without it.
 
-        While it takes a snapshot it has reached its safe point, and is late only as that would not fit any more. Where the margin
-        before a deadline is used up already, a safe point is still waited for that is not overdue and leaves time for its save.
+        Where the margin before a deadline is used up already, a safe point is still waited for that is not overdue and leaves time for
+        its save. While a snapshot is taken the safe point is reached, and is late only as its save would not fit any more.
         """
         if deadline_s is None or save_s is None:
             return True
         if self._page[Word.TAKING]:
-            return now + save_s + EXIT_S > deadline_s
+            return now + save_s > deadline_s
         if not self._steps_s or self._page[Word.PHASE] != Phase.TRAINING:
             return True
         since_s = now - self._page[Word.SAFE_POINT_NS] / 1e9
         slowest_s = max(self._steps_s)
         if now < latest_leave_s(deadline_s, save_s, 0.0):
             return since_s > LATE_STEPS * slowest_s + EXIT_S
-        return since_s > slowest_s + EXIT_S or now + max(slowest_s - since_s, 0.0) + save_s > deadline_s
+        needs_s = max(slowest_s - since_s, 0.0) + EXIT_S + save_s
+        return since_s > slowest_s + EXIT_S or now + needs_s > deadline_s
 
     def _compare(self, standing: dict[str, Notice], now: float) -> bool:
         """Let go what stands no more, take over what is new and what has moved; both by the notices' ids.

@@ -84,6 +84,7 @@ class Keeper:
         self._user_save: bool | None = None
         self._emergencies = 0
         self._held: int | None = None
+        self._handed_over: int | None = None
         self._batches = 0
         self._last_ns = 0
         self._due_ns = self._due_step = 0.0
@@ -242,8 +243,9 @@ class Keeper:
     def hand_over_kept(self) -> None:
         """The loop was left, and what was kept is what counts: the agent makes it durable, whatever the script does next."""
         self.tracking.hold()
-        self._held = self._saver.hand_over_kept()
-        self._changed, self._user_save, self.best.due, self._saved_as = False, None, None, None
+        self._handed_over = self._saver.hand_over_kept()
+        self._changed, self._held = False, None
+        self._user_save = self.best.due = self._saved_as = None
 
     @property
     def _is_preempted(self) -> bool:
@@ -260,7 +262,8 @@ class Keeper:
         preempted = self._is_preempted
         self._ending = "preempted" if preempted else "interrupted"
         self.tracking.hold()
-        number = self._held if cut else self._saver.last_number
+        handed_over = self._handed_over if cut else None
+        number = handed_over or (self._held if cut else self._saver.last_number)
         if not cut and (self._changed or (number is None and self._saved_as is None)):
             reason = Reason.EMERGENCY if preempted else Reason.USER
             pinned = bool(self._user_save)
@@ -270,8 +273,11 @@ class Keeper:
             saved = not self._changed  # there was no room to hold it, or the tail is the one that was resumed
         else:
             # What Ctrl-C finds held becomes durable as the script ends, which waits for it.
-            waits = number is not None and (preempted or not cut)
-            saved = not waits or self._wait_saved(number, step, "the last save is durable", again=not cut)
+            is_held = cut and handed_over is None
+            waits = number is not None and (preempted or not is_held)
+            saved = not waits or self._wait_saved(
+                number, step, "the last save is durable", again=not cut, held=is_held
+            )
         told = f"step {step} is durable" if saved else f"step {step} did not become durable in time"
         say(f"leaving at epoch {epoch}: {told}")
         self._finish_outside(step, EXIT_PREEMPTED if preempted else EXIT_INTERRUPTED)
@@ -424,10 +430,13 @@ class Keeper:
             say("the script has caught the exception that ends it, and is ended again; nothing more is saved")
             raise self._left
 
-    def _wait_saved(self, number: int | None, step: int, why: str, *, again: bool = True) -> bool:
+    def _wait_saved(
+        self, number: int | None, step: int, why: str, *, again: bool = True, held: bool = False
+    ) -> bool:
         """Wait until a snapshot is durable; False if a notice's deadline passed first, or a newer attempt came.
 
-        `again`: whether the state is still the snapshot's, so that it may be taken again; False if it must be, and is not.
+        `again`: whether the state is still the snapshot's, so that it may be taken again; False if it must be, and is not. `held`: whether
+        the agent holds it, and saves it only because this machine goes.
 
         Raises:
             StoreError: it was refused for a reason that waiting does not mend.
@@ -435,7 +444,7 @@ class Keeper:
         error: str | None = None
         self._saver.finish()
         for left in range(RETAKES, -1, -1):
-            until_s = self._deadline_s if again else self._held_until_s
+            until_s = self._held_until_s if held else self._deadline_s
             saved = None if number is None else self._link.wait_saved(number, until_s, why)
             if number is None or saved is None:
                 return False

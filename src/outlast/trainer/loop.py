@@ -56,6 +56,7 @@ class Loop:
         tail_open: whether the epoch's batches are over, and its tail is not.
         tail_cut: whether that tail was told to stop.
         body_cut: whether what is under way before the tail was told so; a `break` then ends no epoch and no run.
+        body_left: whether the iterator over the batches was closed: by a `break` or `return`, or by an exception on its way.
         own_points: whether `run.safe_point` was called within an epoch that reads no batches.
         keeper: saves, and leaves.
     """
@@ -79,7 +80,7 @@ class Loop:
         self.step = 0
         self.vars = Vars()
         self.source: Source | None = None
-        self.tail_open = self.tail_cut = self.body_cut = self.own_points = False
+        self.tail_open = self.tail_cut = self.body_cut = self.body_left = self.own_points = False
         self.resumed = resumed
         self._attempt = link.welcome.attempt
         self._states = states
@@ -132,22 +133,27 @@ class Loop:
     def save_before_break(self) -> None:
         """Keep what was asked for in a body that was told to stop, once its step is done, as the loop's next move would save it.
 
-        It counts if a `break` follows; if the loop goes on, what the rest of the body does belongs to the step as well. Not where
-        the loop's data are not ours: an epoch of which nobody knows where it stands is run again whole.
+        It counts if the loop is left; if it goes on, what the rest of the body does belongs to the step as well. Not where the loop's
+        data are not ours: an epoch of which nobody knows where it stands is run again whole.
         """
-        if not (
-            self.body_cut and (self.source is not None or self.kind == "steps") and self._watch.stepped()
-        ):
+        is_ours = self.source is not None or self.kind == "steps"
+        if self.body_left or not (self.body_cut and is_ours and self._watch.stepped()):
             return
+        self._kept = None
         self.step += 1
         try:
-            self._kept = self.step if self.keeper.keep(self.step) else None
+            if self.keeper.keep(self.step):
+                self._kept = self.step
         finally:
             self.step -= 1
 
-    def broken_off(self) -> None:
-        """The loop is left for good: what was kept for that is saved now."""
-        if self._kept is not None:
+    def broken_off(self, *, at_exit: bool = False) -> None:
+        """Save what was kept for it, if the loop is left for good.
+
+        `at_exit`: the script ends, without an exception. Where something keeps the loop's iterator, that is the first sign of it; in
+        `run.epochs` what was kept may then be of the tail, and is let go.
+        """
+        if self._kept is not None and (self.body_left or (at_exit and self.kind != "epochs")):
             self._saved_at, self._kept = self._kept, None
             self.keeper.hand_over_kept()
 
@@ -160,6 +166,7 @@ class Loop:
             )
             raise ConfigError(msg)
         self._last_epoch_read = self.epoch
+        self.body_left = False
         if self.tail_open:  # the last attempt was interrupted in this epoch's tail
             tail_resumed(self.epoch)
             self.begin_reading(None)
@@ -181,7 +188,7 @@ class Loop:
             try:
                 yield batch
             except GeneratorExit:
-                self.broken_off()
+                self.body_left = True
                 raise
             self.boundary()
             if steps is not None and self.step >= steps:

@@ -165,7 +165,8 @@ class Saver:
         An interval save and a held one do not wait: the next safe point tries again. So does, `in_loop`, an emergency save,
         and any save while the store fails, since training goes on then. The agent sees on the page that one is taken.
 
-        With `keep` the agent does not get it before `hand_over_kept`, nor at all if `drop_kept` comes instead.
+        With `keep` the agent does not get it before `hand_over_kept`, nor at all if `drop_kept` comes instead: such a one takes the place
+        of none that is complete, and waits for none.
         """
         self._show_taking(1)
         try:
@@ -176,12 +177,12 @@ class Saver:
     def _take(self, order: Order, *, in_loop: bool, keep: bool) -> int | None:
         self.settle()
         began_ns = time.monotonic_ns()
-        may_wait = order.hold or order.reason is not Reason.INTERVAL
+        may_wait = not keep and (order.hold or order.reason is not Reason.INTERVAL)
         if self._overlapping is not None and not self._overlapping.give_way(
-            urgent=order.reason is Reason.EMERGENCY, may_wait=may_wait
+            urgent=not keep and order.reason is Reason.EMERGENCY, may_wait=may_wait
         ):
             return None
-        index = self._free_arena(order, in_loop=in_loop)
+        index = self._room.free(lambda: 0.0) if keep else self._free_arena(order, in_loop=in_loop)
         if index is None:
             self._link.raise_if_lost()
             return None
