@@ -178,6 +178,7 @@ class Run:
             link.welcome.run_id, offer.url.rstrip("/").rpartition("/")[2], self.attempt
         )
         self._cut_with: object = None
+        self._exiting = threading.Lock()
         _active.append(self)
         atexit.register(self._at_exit)
         signals.tell(link.notice)
@@ -380,10 +381,16 @@ class Run:
     def _at_exit(self) -> None:
         if os.getpid() != self._pid:
             return  # a process that the script forked
+        with self._exiting:
+            self._save_at_exit()
+        if isinstance(self._cut_with, int) and threading.current_thread() is threading.main_thread():
+            end_with(self._cut_with)
+
+    def _save_at_exit(self) -> None:
         # A loop that was left without a sign of it, as where a progress bar keeps its iterator.
         if ended_by() is None:
             self._loop.broken_off(at_exit=True)
-        if self._keeper.is_asked and ended_by() is None:
+        if self._keeper.is_asked and ended_by() is None and not self._loop.is_cut:
             try:
                 self._loop.save_asked()
             except (OutlastError, SystemExit) as error:
@@ -397,5 +404,3 @@ class Run:
                 say(f"leaving at step {self.step}: {error}")
                 self._cut_with = error.exit_code
         self._keeper.close(self.attempt, self.step)
-        if isinstance(self._cut_with, int) and threading.current_thread() is threading.main_thread():
-            end_with(self._cut_with)

@@ -245,3 +245,80 @@ def test_a_save_before_the_break_is_made_as_soon_as_it_is_known_that_it_was_one(
     lab.committed(7)
     (lab.folder / "seen").touch()
     assert first.wait() == PREEMPTED, lab.said()
+
+
+TAIL_LEFT = """
+for epoch in run.epochs(2):
+    for i, x in run.enumerate(loader):
+        train(x, i)
+    model.weight.data.add_(1)  # as a scheduler's step
+    if told(run.step - 4):
+        run.save()
+        break
+"""
+
+TAIL_OF_A_BREAK = """
+for epoch in run.epochs(2):
+    for i, x in run.enumerate(loader):
+        train(x, i)
+        if told(run.step):
+            run.save()
+            break
+    model.weight.data.add_(1)
+    if run.should_stop():
+        run.save()
+        break
+"""
+
+
+@pytest.mark.parametrize("loop", [TAIL_LEFT, TAIL_OF_A_BREAK], ids=["tail", "tail of a break"])
+def test_a_save_in_a_tail_that_is_left_is_not_made_of_what_the_tail_did(lab: Lab, loop: str) -> None:
+    """The tail is run again, on the state that it began with: what was asked for as the script ends would hold it twice."""
+    script = SCRIPT.replace("LOOP", SAVED.replace("LOOP", loop))
+    assert lab.source(script).wait() == PREEMPTED, lab.said()
+    assert lab.commits()[-1]["step"] == (7 if loop == TAIL_OF_A_BREAK else 10)
+    last = lab.source(script)
+    assert last.wait() == 0, lab.said()
+    assert lab.source(script, T_SIGNAL=0, OUTLAST_STORE=f"{lab.folder}/undisturbed").wait() == 0
+    *_, resumed, whole = [r["weight"] for r in lab.of("end")]
+    assert resumed == whole
+
+
+ACCUMULATES = """
+stop = False
+for i, x in run.enumerate(loader, epochs=2):
+    model(x).sum().backward()
+    stop = stop or told(run.step + 5 if i % 2 == 0 and run.step == 1 else 0)
+    if i % 2 == 1:
+        optimizer.step()
+        optimizer.zero_grad()
+        os.write(record, (json.dumps({"kind": "step", "pid": os.getpid(), "step": run.step}) + "\\n").encode())
+        if stop:
+            run.save()
+            break
+"""
+
+
+def test_one_that_was_told_some_batches_before_its_step_saves_it_as_well(lab: Lab) -> None:
+    """Batches whose gradients are accumulated are one step. It ended with 0, which would end the run there."""
+    assert lab.source(SCRIPT.replace("LOOP", ACCUMULATES)).wait() == PREEMPTED, lab.said()
+    assert lab.commits()[-1]["step"] == 2
+    assert lab.source(SCRIPT.replace("LOOP", ACCUMULATES)).wait() == 0, lab.said()
+    assert [r["step"] for r in lab.of("step")] == list(range(10))
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_loop_that_is_left_on_the_scripts_own_account_skips_no_batch(lab: Lab, where: str) -> None:
+    """Whether a batch was used of which no step came cannot be known: where the break comes first, nothing is saved of it."""
+    limit = "    if run.attempt == 1 and i == 6:\n        run.save()\n        break\n"
+    train = "    train(x, i)\n"
+    body = limit + train if where == "before" else train + limit
+    loop = "for i, x in run.enumerate(loader, epochs=2):\n" + body
+    first = lab.source(SCRIPT.replace("LOOP", loop), OUTLAST_SAVE_EVERY="4 steps")
+    assert first.wait() == 0, lab.said()
+    assert ("the state is not saved" in first.text) == (where == "before")
+    begins = 4 if where == "before" else 7
+    assert lab.commits()[-1]["step"] == begins
+    last = lab.source(SCRIPT.replace("LOOP", loop))
+    assert last.wait() == 0, lab.said()
+    assert [r["index"] for r in lab.of("step", last.pid)] == [step % 10 for step in range(begins, 20)]

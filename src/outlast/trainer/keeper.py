@@ -228,6 +228,10 @@ class Keeper:
             self._leave_unsaved(step)
         self._changed, self._held = False, None
 
+    def drop_asked(self) -> None:
+        """What was asked for cannot be saved."""
+        self._user_save = None
+
     def keep(self, step: int) -> bool:
         """Take a snapshot of this moment that counts only if the loop is left by a `break`. Whether it was taken."""
         self._stay_away()
@@ -242,10 +246,10 @@ class Keeper:
 
     def hand_over_kept(self) -> None:
         """The loop was left, and what was kept is what counts: the agent makes it durable, whatever the script does next."""
+        self._user_save = self.best.due = self._saved_as = None
         self.tracking.hold()
         self._handed_over = self._saver.hand_over_kept()
         self._changed, self._held = False, None
-        self._user_save = self.best.due = self._saved_as = None
 
     @property
     def _is_preempted(self) -> bool:

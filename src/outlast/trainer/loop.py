@@ -124,11 +124,29 @@ class Loop:
             restore_rng(resumed.tree["rng"], resumed.tensors)
 
     def save_asked(self) -> None:
-        """Save outside the loop what was asked for, and wait until it is durable."""
+        """Save outside the loop what was asked for, and wait until it is durable; not where that would be no whole state."""
+        if self._saved_at is not None:  # and waited for as the script ends: nothing was trained since
+            self.keeper.drop_asked()
+            return
+        if (why := self._not_whole()) is not None:
+            self.keeper.drop_asked()
+            say(
+                f"run.save() after the loop was left: the state is not saved, since {why}. Call it right before the break, after the "
+                "optimizer's step"
+            )
+            return
         if self._watch.stepped():
             self.step += 1
             self._watch.mark()
         self.keeper.save_asked(self.step)
+
+    def _not_whole(self) -> str | None:
+        """Why the state is not one to go on from, where the loop was left and has not ended; None where it is."""
+        if self.kind == "epochs" and self.is_cut:
+            return "the epoch's tail, which the next start runs again, may have changed it"
+        if self.kind == "flat" and self.source is not None and not self._watch.stepped():
+            return "no optimizer has stepped since the last batch was read, which may be part of it or not"
+        return None
 
     def save_before_break(self) -> None:
         """Keep what was asked for in a body that was told to stop, once its step is done, as the loop's next move would save it.
@@ -202,12 +220,12 @@ class Loop:
     def boundary(self, *, always: bool = False) -> None:
         """The loop asks for the next batch: a safe point, if an optimizer has stepped since the last one."""
         self.keeper.batch()
-        self.body_cut = False
         if self._kept is not None:
             self._kept = None
             self.keeper.drop_kept()
         if not (self._watch.stepped() or always):
             return
+        self.body_cut = False
         self.step += 1
         self.keeper.safe_point(self.epoch, self.step)
         self._watch.mark()
