@@ -83,3 +83,13 @@ class Logged(msgspec.Struct, frozen=True, array_like=True):
     utc: str
     """ISO 8601, of the last of them."""
     values: dict[str, float]
+
+
+def settle(*kinds: type[msgspec.Struct]) -> None:
+    """Have msgspec find out now how records of these kinds are decoded.
+
+    It does so at a kind's first use, and a second thread that comes meanwhile decodes by what is half known, which ends the process
+    (SIGSEGV, msgspec 0.22). A module that is imported runs in one thread.
+    """
+    for kind in kinds:
+        msgspec.json.Decoder(kind)

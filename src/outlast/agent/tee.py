@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import msgspec
 
 from outlast._process import process_alive, process_id
+from outlast._types import settle
 from outlast.agent.printed import Printed
 from outlast.checkpoint.manifest import ProcessId
 
@@ -310,3 +311,6 @@ def _size(env: Mapping[str, str]) -> dict[str, str]:
         return {}
     size = os.get_terminal_size(_STDOUT)
     return {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
+
+
+settle(_Mark)

@@ -13,7 +13,7 @@ import msgspec
 import xxhash
 
 from outlast._errors import FormatTooNew, ObjectDamaged
-from outlast._types import FORMAT_VERSION, Capacity, Json, Keep, Reason
+from outlast._types import FORMAT_VERSION, Capacity, Json, Keep, Reason, settle
 
 DIGEST_ALGORITHM = "xxh3-128"
 CHUNK_BYTES = 16 << 20
@@ -262,3 +262,6 @@ class _Versioned(msgspec.Struct):
 def settings_json(value: Any) -> Json:
     """Return `value` as plain JSON data, through one encode and decode."""
     return msgspec.json.decode(msgspec.json.encode(value))
+
+
+settle(RunRecord, AttemptRecord, Manifest, Commit, _Versioned)

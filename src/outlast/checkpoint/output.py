@@ -15,6 +15,7 @@ from itertools import groupby
 import msgspec
 
 from outlast._errors import StoreError
+from outlast._types import settle
 from outlast.checkpoint.events import read_each, seal_part
 from outlast.checkpoint.manifest import output_folder
 from outlast.store.base import Store
@@ -216,3 +217,6 @@ def _keys(store: Store, prefix: str) -> list[Key]:
         for match in matches
         if match is not None
     ]
+
+
+settle(Output)

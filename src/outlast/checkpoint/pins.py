@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from outlast._types import FORMAT_VERSION
+from outlast._types import FORMAT_VERSION, settle
 from outlast.checkpoint.catalog import is_committed
 from outlast.checkpoint.manifest import CheckpointId, parse_checkpoint_name, seal
 from outlast.store.base import Store
@@ -55,3 +55,6 @@ def unpin(store: Store, id: CheckpointId) -> bool:  # noqa: A002 - the field's n
     was_there = id in pinned(store)
     store.delete([pin_key(id)])
     return was_there
+
+
+settle(PinRecord)

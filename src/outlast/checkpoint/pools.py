@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from outlast._errors import FormatTooNew, ObjectDamaged, ObjectMissing
-from outlast._types import FORMAT_VERSION
+from outlast._types import FORMAT_VERSION, settle
 from outlast.checkpoint.manifest import AttemptRecord, seal
 from outlast.checkpoint.sealed import read_record
 from outlast.policy.hazard import MOST_SPELLS, End, Spell
@@ -85,3 +85,6 @@ def _read(root: Store, key: str) -> SpellRecord | None:
     with contextlib.suppress(ObjectMissing, ObjectDamaged, FormatTooNew):
         return read_record(root, key, SpellRecord)[0]
     return None
+
+
+settle(SpellRecord)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from outlast._types import Json
+from outlast._types import Json, settle
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,3 +80,6 @@ def _parse(data: bytes) -> Line | None:
         return msgspec.json.decode(data, type=Line)
     except msgspec.DecodeError:
         return None  # cut by a kill: the process had not told anybody that this line exists
+
+
+settle(Line)

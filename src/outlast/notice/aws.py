@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from outlast._types import settle
 from outlast.notice.base import Polled
 from outlast.notice.deadline import MAX_AHEAD_S
 from outlast.notice.threaded import Found, NotHere, Standing, one_by_one
@@ -233,3 +234,6 @@ def checked(at: datetime, now_utc: datetime, most_s: float | None = MAX_AHEAD_S)
         msg = f"{aware.isoformat()} is more than {most_s / 86400:.0f} days from now"
         raise ValueError(msg)
     return aware
+
+
+settle(_Action, _Rebalance, _Named, _Maintenance)

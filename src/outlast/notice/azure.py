@@ -10,6 +10,7 @@ from datetime import datetime
 
 import msgspec
 
+from outlast._types import settle
 from outlast.notice.aws import checked, parse_date
 from outlast.notice.base import Kind, Polled
 from outlast.notice.threaded import Found, NotHere, Standing, one_by_one
@@ -136,3 +137,6 @@ class _Event(_Named):
 
 class _Events(msgspec.Struct):
     events: list[msgspec.Raw] = msgspec.field(name="Events")
+
+
+settle(_Named, _Event, _Events)

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from outlast._types import settle
+
 MAX_BYTES = 4096
 """Far more than a deadline needs; what is longer is not read further."""
 MAX_AHEAD_S = 30 * 86400.0
@@ -63,3 +65,6 @@ def _plausible(left_s: float) -> float:
         msg = f"names a deadline {left_s:.0f} s from now"
         raise ValueError(msg)
     return max(left_s, 0.0)
+
+
+settle(_Content)
