@@ -322,3 +322,24 @@ def test_a_loop_that_is_left_on_the_scripts_own_account_skips_no_batch(lab: Lab,
     last = lab.source(SCRIPT.replace("LOOP", loop))
     assert last.wait() == 0, lab.said()
     assert [r["index"] for r in lab.of("step", last.pid)] == [step % 10 for step in range(begins, 20)]
+
+
+CARRIES = """
+for i, x in run.enumerate(loader, epochs=2):
+    model(x).sum().backward()
+    told(6 if run.step == 3 and i == 9 else 0)
+    if i % 3 == 2:
+        optimizer.step()
+        optimizer.zero_grad()
+        os.write(record, (json.dumps({"kind": "step", "pid": os.getpid(), "step": run.step}) + "\\n").encode())
+"""
+
+
+def test_one_that_was_told_in_an_epochs_last_batches_and_goes_on_loses_no_step(lab: Lab) -> None:
+    """They end on no step, and their gradients go into the next epoch: the loop was not left by a break for that."""
+    first = lab.source(SCRIPT.replace("LOOP", CARRIES))
+    assert first.wait() == PREEMPTED, lab.said()
+    assert "left by a break" not in first.text
+    assert lab.commits()[-1]["step"] >= 3
+    assert lab.source(SCRIPT.replace("LOOP", CARRIES)).wait() == 0, lab.said()
+    assert [r["step"] for r in lab.of("step")] == list(range(6))

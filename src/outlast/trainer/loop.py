@@ -212,6 +212,7 @@ class Loop:
             if steps is not None and self.step >= steps:
                 return
         self._leave_source()
+        self.body_cut = False  # though no step was left to end on: nothing was cut
         self.tail_open = True
         if self.kind == "epochs":
             self.keeper.page[Word.PHASE] = Phase.TAIL
