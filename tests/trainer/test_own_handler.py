@@ -13,7 +13,7 @@ SCRIPT = """
 import os, runpy, signal, sys
 
 def own(number, frame):
-    print("it heard", signal.Signals(number).name, flush=True)
+    print(f"it heard {signal.Signals(number).name}", flush=True)  # in one piece
     if os.environ["T_OWN"] == "exits":
         sys.exit(3)
 
